@@ -96,7 +96,7 @@ fn another_spelling_or_hostile_line_is_refused() {
     let text = Manifest::from_entries(sample()).unwrap().to_text();
     let text = String::from_utf8(text).unwrap();
     let cases = [
-        (text.replace("\\x20", "\\x20 "), "MODE"),
+        (text.replace("\\x20", "\\x20 "), "CONTENT"),
         (text.replace("\\xc3", "\\xC3"), "canonical"),
         (text.replace("/etc/empty", "/etc/../../x"), "cannot hold"),
         (text.replace("/etc/empty", "/etc//x"), "cannot hold"),
