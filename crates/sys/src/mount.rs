@@ -338,10 +338,11 @@ pub fn overlay_by(
     })
 }
 
-/// EINVAL is what a kernel says to an option or a length that it does not know; any
-/// other answer (no such directory, no memory, I/O error) is the same by every way.
+/// EINVAL is what a kernel says to an option or a length that it does not know, E2BIG
+/// is ours; any other answer (no such directory, no memory, I/O error) is the same by
+/// every way.
 fn means_not_this_way(error: &MountError) -> bool {
-    error.io().and_then(io::Error::raw_os_error) == Some(libc::EINVAL)
+    matches!(error.io().and_then(io::Error::raw_os_error), Some(libc::EINVAL | libc::E2BIG))
 }
 
 fn by_fsconfig(
