@@ -1,7 +1,33 @@
-//! See ARCHITECTURE.md.
+//! The kernel's edge. The only crate with `unsafe`, and the only one that changes what
+//! is on a disk.
+//!
+//! ```text
+//! Dir ----- open, make, link, rename, remove: relative to a descriptor, nothing followed
+//!  |-- NewFile --- bytes, holes, attributes
+//!  |-- durable --- the commit points: sync, rename, sync
+//!  '-- trace ----- every change as an event, for the crash tests
+//! mount, mountinfo, keys, console, cmdline -- what the boot stage needs
+//! lock, space, task -- one writer, room, progress and cancelling
+//! ```
 
 pub mod cmdline;
 pub mod console;
+pub mod copy;
+mod dir;
+pub mod durable;
+mod error;
+mod file;
 pub mod keys;
+pub mod lock;
+mod meta;
 pub mod mount;
 pub mod mountinfo;
+pub mod space;
+pub mod task;
+pub mod trace;
+
+pub use dir::{Dir, Name, Stat, Walk};
+pub use error::{Result, SysError};
+pub use file::{HOLE_BLOCK, MIN_HOLE, NewFile};
+pub use meta::{Attributes, Xattrs, file_xattrs};
+pub use rustix::fs::FileType;

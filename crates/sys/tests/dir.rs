@@ -16,7 +16,7 @@ fn nothing_outside_is_reached() {
     symlink("/etc", folder.path().join("out")).unwrap();
     dir.mkdir("in", 0o755).unwrap();
     assert!(dir.open_dir("in").is_ok());
-    for path in ["out", "../x", "in/..", "/etc", "out/passwd"] {
+    for path in ["out", "../x", "in/../..", "/etc", "out/passwd"] {
         assert!(dir.open_dir(path).is_err(), "{path}");
         assert!(dir.open_file(path).is_err(), "{path}");
     }
