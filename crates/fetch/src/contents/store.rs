@@ -1,0 +1,216 @@
+//! `incoming/`: contents that were verified, and parts of large ones.
+//!
+//! ```text
+//! incoming/<digest>                 verified, whole and durable
+//!          <digest>.<length>.part   the first <length> bytes are verified and durable
+//!          .<digest>.new            being written; worth nothing after a cut
+//! ```
+//!
+//! The commit point is a rename, and the rename comes after a sync of the file system:
+//! so a name that reads as a digest was complete before it appeared, and the length in a
+//! part's name was on the disk before the name said so. Batches of at most [`BATCH_BYTES`]
+//! or [`BATCH_TIME`] share one sync: that much, and no more, is lost to a power cut.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use varve_format::ContentDigest;
+use varve_sys::{Dir, NewFile, SysError, durable};
+
+/// The most bytes that wait for a sync.
+pub const BATCH_BYTES: u64 = 4 << 20;
+/// The longest that bytes wait for a sync.
+pub const BATCH_TIME: Duration = Duration::from_secs(1);
+
+/// What an earlier run left.
+#[derive(Debug, Default)]
+pub(super) struct Here {
+    pub(super) complete: HashSet<ContentDigest>,
+    /// Bytes at the beginning that are verified.
+    pub(super) parts: HashMap<ContentDigest, u64>,
+}
+
+impl Here {
+    /// Reads `incoming/` and removes what a cut left unfinished.
+    pub(super) fn scan(dir: &Dir) -> Result<Self, SysError> {
+        let mut here = Self::default();
+        for entry in dir.names()? {
+            let Some(name) = entry.name.to_str() else { continue };
+            if let Ok(digest) = name.parse() {
+                here.complete.insert(digest);
+            } else if let Some((digest, length)) = part_of(name) {
+                let better = here.parts.get(&digest).is_none_or(|&other| other < length);
+                let whole = dir.stat(name)?.size >= length;
+                let worse = if better && whole {
+                    here.parts.insert(digest, length).map(|other| part_name(&digest, other))
+                } else {
+                    Some(name.to_owned())
+                };
+                if let Some(worse) = worse {
+                    dir.unlink(&worse)?;
+                }
+            } else if name.starts_with('.') && name.ends_with(".new") {
+                dir.unlink(name)?;
+            }
+        }
+        Ok(here)
+    }
+}
+
+pub(super) fn part_name(digest: &ContentDigest, length: u64) -> String {
+    format!("{digest}.{length}.part")
+}
+
+fn part_of(name: &str) -> Option<(ContentDigest, u64)> {
+    let (digest, length) = name.strip_suffix(".part")?.split_once('.')?;
+    Some((digest.parse().ok()?, length.parse().ok()?))
+}
+
+/// Writes contents into `incoming/`.
+pub(super) struct Store<'a> {
+    dir: &'a Dir,
+    /// Written, to be renamed once synced: temporary name, digest.
+    batch: Vec<(String, ContentDigest)>,
+    waiting: u64,
+    since: Instant,
+    part: Option<Part>,
+    pub(super) contents: u64,
+    pub(super) content_bytes: u64,
+}
+
+struct Part {
+    digest: ContentDigest,
+    file: NewFile,
+    /// The length that its name says.
+    durable: u64,
+    written: u64,
+}
+
+impl<'a> Store<'a> {
+    pub(super) fn new(dir: &'a Dir) -> Self {
+        Self {
+            dir,
+            batch: Vec::new(),
+            waiting: 0,
+            since: Instant::now(),
+            part: None,
+            contents: 0,
+            content_bytes: 0,
+        }
+    }
+
+    /// Writes a whole content, verified.
+    pub(super) fn whole(&mut self, digest: ContentDigest, bytes: &[u8]) -> Result<(), SysError> {
+        let temporary = format!(".{digest}.new");
+        let mut file = self.dir.create_file(&temporary, 0o600)?;
+        let written = file.write_sparse(bytes).and_then(|()| file.set_length(bytes.len() as u64));
+        if let Err(error) = written {
+            let _ = self.dir.unlink(&temporary);
+            return Err(error);
+        }
+        self.batch.push((temporary, digest));
+        self.wrote(bytes.len() as u64)
+    }
+
+    /// Writes the next bytes of a large content, whose frames are verified; `resume` is
+    /// where this run began it.
+    pub(super) fn piece(
+        &mut self,
+        digest: ContentDigest,
+        resume: u64,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), SysError> {
+        if self.part.as_ref().is_none_or(|part| part.digest != digest) {
+            self.leave_part()?;
+            let name = part_name(&digest, resume);
+            let mut file = if offset > 0 {
+                self.dir.edit_file(&name)?
+            } else {
+                let _ = self.dir.remove_all(&name);
+                self.dir.create_file(&name, 0o600)?
+            };
+            file.set_length(offset)?;
+            file.seek_to(offset)?;
+            self.part = Some(Part { digest, file, durable: resume, written: offset });
+        }
+        let Some(part) = &mut self.part else { return Ok(()) };
+        part.file.write_sparse(bytes)?;
+        part.written += bytes.len() as u64;
+        self.wrote(bytes.len() as u64)
+    }
+
+    /// The large content under way is complete, and its digest is the right one.
+    pub(super) fn finish_part(&mut self) -> Result<(), SysError> {
+        if let Some(mut part) = self.part.take() {
+            part.file.set_length(part.written)?;
+            self.batch.push((part_name(&part.digest, part.durable), part.digest));
+        }
+        self.commit_if_due()
+    }
+
+    /// The large content under way turned out to be another: nothing of it is kept.
+    pub(super) fn drop_part(&mut self, digest: &ContentDigest) {
+        if self.part.as_ref().is_some_and(|part| part.digest == *digest)
+            && let Some(part) = self.part.take()
+        {
+            let _ = self.dir.unlink(part_name(digest, part.durable));
+        }
+    }
+
+    /// Another large content begins before this one ended (no pack is made so): what is
+    /// written of it is kept.
+    fn leave_part(&mut self) -> Result<(), SysError> {
+        if self.part.is_some() {
+            self.commit()?;
+            self.part = None;
+        }
+        Ok(())
+    }
+
+    fn wrote(&mut self, bytes: u64) -> Result<(), SysError> {
+        if self.waiting == 0 {
+            self.since = Instant::now();
+        }
+        self.waiting += bytes;
+        self.content_bytes += bytes;
+        self.commit_if_due()
+    }
+
+    pub(super) fn commit_if_due(&mut self) -> Result<(), SysError> {
+        let due = self.waiting >= BATCH_BYTES || (self.waiting > 0 && self.since.elapsed() >= BATCH_TIME);
+        if due { self.commit() } else { Ok(()) }
+    }
+
+    /// Makes everything written so far durable, then gives it its names. A later sync
+    /// makes the names durable; losing one loses no more than its batch.
+    pub(super) fn commit(&mut self) -> Result<(), SysError> {
+        if self.waiting == 0 && self.batch.is_empty() {
+            return Ok(());
+        }
+        if let Some(part) = &mut self.part {
+            part.file.set_length(part.written)?;
+        }
+        durable::sync_file_system(self.dir)?;
+        self.waiting = 0;
+        for (temporary, digest) in self.batch.drain(..) {
+            self.dir.rename_over(&temporary, self.dir, digest.to_hex())?;
+            self.contents += 1;
+        }
+        if let Some(part) = &mut self.part
+            && part.written > part.durable
+        {
+            let new = part_name(&part.digest, part.written);
+            self.dir.rename_over(part_name(&part.digest, part.durable), self.dir, new)?;
+            part.durable = part.written;
+        }
+        Ok(())
+    }
+
+    /// Commits, and makes the last names durable.
+    pub(super) fn close(mut self) -> Result<(u64, u64), SysError> {
+        self.commit()?;
+        durable::sync_directory(self.dir)?;
+        Ok((self.contents, self.content_bytes))
+    }
+}

@@ -1,0 +1,82 @@
+//! A repository in a directory: on this machine, a network share or a USB stick.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+
+use super::{Body, ReadBody, Transport, TransportError};
+
+/// Gives the files of a repository in a directory.
+#[derive(Debug)]
+pub struct DirTransport {
+    name: String,
+    path: PathBuf,
+}
+
+impl DirTransport {
+    /// The repository in `path`. The directory need not be there yet: a stick that is
+    /// not plugged in is a source that cannot be reached, not a missing file.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        Self { name: path.display().to_string(), path }
+    }
+}
+
+impl Transport for DirTransport {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn open(&self, path: &str, range: Option<Range<u64>>) -> Result<Body, TransportError> {
+        let relative = Path::new(path);
+        if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(TransportError::Missing);
+        }
+        let mut file = File::open(self.path.join(relative)).map_err(|error| self.opening(error))?;
+        let status = file.metadata().map_err(TransportError::Io)?;
+        if !status.is_file() {
+            return Err(TransportError::Missing);
+        }
+        let total = status.len();
+        let (start, end) = match range {
+            Some(range) => {
+                file.seek(SeekFrom::Start(range.start)).map_err(TransportError::Io)?;
+                (range.start, range.end)
+            }
+            None => (0, total),
+        };
+        if end > total {
+            return Err(TransportError::WrongLength { expected: end, got: total });
+        }
+        Ok(Body::new(start, Some(end), Some(total), Box::new(FileBody(file))))
+    }
+}
+
+impl DirTransport {
+    fn opening(&self, error: io::Error) -> TransportError {
+        if error.kind() != io::ErrorKind::NotFound {
+            return TransportError::Io(error);
+        }
+        // A stick that was pulled out leaves an empty mount point behind: then nothing
+        // can be said about any file. A repository always has its metadata.
+        if self.path.join("metadata").is_dir() {
+            TransportError::Missing
+        } else {
+            TransportError::Unreachable { reason: "there is no repository in this directory".into() }
+        }
+    }
+}
+
+struct FileBody(File);
+
+impl ReadBody for FileBody {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, TransportError> {
+        loop {
+            match self.0.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other.map_err(TransportError::Io),
+            }
+        }
+    }
+}
