@@ -1,1 +1,28 @@
-//! See ARCHITECTURE.md.
+//! What boots: the selection's state machine, pure.
+//!
+//! ```text
+//!             promote(B)              boot, one try spent
+//!   A confirmed ------> B on trial, 3 tries ------> B on trial, 2 tries --+
+//!        ^                     |                        |   ^             | clean
+//!        |      roll back      |       confirm          |   +-- refund ---+ shutdown
+//!        +---------------------+------------------------+
+//!        |                                              v
+//!        |   no tries left: A boots (B never by itself)  B confirmed
+//!        +----------------------------------------------
+//! ```
+//!
+//! * [`decide`](decide()) answers what to boot now: the boot stage's one question.
+//! * [`transition`] has every change of the selection: promote, confirm, roll back,
+//!   refund. The caller writes what they give, by one rename.
+//! * [`kernel`] is the place of boot loaders that give each deployment its own kernel.
+//!
+//! Nothing here reads a file, a clock or a key: the callers (`varve_early`,
+//! `varve_agent`) hand that in, so all of it is tested exhaustively.
+
+#![forbid(unsafe_code)]
+
+pub mod decide;
+pub mod kernel;
+pub mod transition;
+
+pub use decide::{Decision, Inputs, OnDisk, PassedOver, Reason, Unusable, WhyPassedOver, Wishes, decide};

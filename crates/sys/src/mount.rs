@@ -225,7 +225,7 @@ pub fn bind_detached(
         .map(Detached)
         .map_err(|source| MountError::Bind { path: path.into(), source: source.into() })?;
     let mut attributes =
-        MountAttributes { propagation: libc::MS_PRIVATE as u64, ..Default::default() };
+        MountAttributes { propagation: u64::from(MountPropagationFlags::PRIVATE.bits()), ..Default::default() };
     match access {
         Access::ReadOnly => attributes.set = libc::MOUNT_ATTR_RDONLY,
         Access::ReadWrite => attributes.clear = libc::MOUNT_ATTR_RDONLY,
