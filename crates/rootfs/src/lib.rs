@@ -1,1 +1,14 @@
-//! See ARCHITECTURE.md.
+//! How a deployment is held on disk.
+//!
+//! ```text
+//! Store -- records, layers, trees, incoming
+//!   layout::plan    base deployment + new manifest -> StagePlan (pure data)
+//!   layout::stage   StagePlan -> Staged -> verify -> Verified -> commit -> Deployment
+//!   merge           top layers of a stack -> one new layer -> the record replaced
+//!   collect         what no record and no mount names -> gone
+//!   state           what outlives releases
+//! ```
+
+pub mod store;
+
+pub use store::{Deployment, Listing, Store, StoreError, Strange};
