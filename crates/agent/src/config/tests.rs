@@ -1,0 +1,111 @@
+use super::*;
+
+fn mistake(text: &str) -> String {
+    Config::parse(text, PATH).expect_err(text).to_string()
+}
+
+#[test]
+fn every_setting_is_read() {
+    let text = r#"
+sources = ["https://updates.example.org/debian/", "/media/stick", "file:///srv/repository"]
+channel = "testing"
+layout = "hard-link"
+layers = 5
+root-mode = "volatile"
+keep = 4
+tries = 2
+allow-devices = true
+verify = "new"
+reserve = "1.5 GiB"
+max-download = 1000
+
+[[state]]
+path = "/etc"
+mode = "versioned"
+[[state]]
+path = "/var/lib/thing"
+mode = "bind"
+
+[[health]]
+name = "up"
+command = ["true"]
+[[health]]
+name = "slow"
+command = ["sleep", "1"]
+timeout = "2 min"
+"#;
+    let config = Config::parse(text, PATH).unwrap();
+    let shown: Vec<_> = config.sources.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["https://updates.example.org/debian", "/media/stick", "/srv/repository"]);
+    assert_eq!((config.layers, config.keep, config.tries), (5, 4, 2));
+    assert_eq!(config.layout, Layout::HardLink);
+    assert_eq!(config.root_mode, RootMode::Volatile);
+    assert_eq!((config.allow_devices, config.verify), (true, Verify::New));
+    assert_eq!(config.reserve, Bytes(3 << 29));
+    assert_eq!(config.max_download, Some(Bytes(1000)));
+    assert_eq!(config.state[1].path.to_string(), "/var/lib/thing");
+    assert_eq!(config.health[0].timeout, Seconds(Duration::from_secs(60)));
+    assert_eq!(config.health[1].timeout, Seconds(Duration::from_secs(120)));
+    assert_eq!(Config::parse("", PATH).unwrap(), Config::default());
+}
+
+/// The whole of what a user sees for each kind of mistake.
+#[test]
+fn mistakes() {
+    let cases = [
+        "sources = [\"/a\"]\n\nchanel = \"stable\"\n",
+        "layout = \"hardlink\"\n",
+        "root-mode = \"rw\"\n",
+        "sources = \"http://a.example\"\n",
+        "sources = [\"http://a.example\", \"ftp://b.example\"]\n",
+        "sources = [\"repository\"]\n",
+        "keep = 1\n",
+        "tries = \"many\"\n",
+        "layers = 2.5\n",
+        "allow-devices = \"yes\"\n",
+        "reserve = \"64 MegaBytes\"\n",
+        "max-download = -1\n",
+        "[[state]]\npath = \"etc\"\nmode = \"versioned\"\n",
+        "[[state]]\npath = \"/\"\nmode = \"shared\"\n",
+        "[[state]]\npath = \"/etc\"\n",
+        "[[state]]\npath = \"/etc\"\nmode = \"version\"\n",
+        "[state]\npath = \"/etc\"\nmode = \"shared\"\n",
+        "[[state]]\npath = \"/var\"\nmode = \"shared\"\n[[state]]\npath = \"/var/lib\"\nmode = \"bind\"\n",
+        "[[health]]\nname = \"a\"\ncommand = []\n",
+        "[[health]]\nname = \"a\"\ncommand = \"true\"\n",
+        "[[health]]\nname = \"a\"\ncommand = [\"x\"]\ntimeout = \"soon\"\n",
+        "[[health]]\nname = \"a\"\ncommand = [\"x\"]\n[[health]]\nname = \"a\"\ncommand = [\"y\"]\n",
+        "sources = [\"/a\"\nchannel = \"stable\"\n",
+        "channel = \"stable\"\nchannel = \"testing\"\n",
+        "\tchannel = stable\n",
+        "channel = \"é\"\nläyout = 1\n",
+    ];
+    let mut shown = String::new();
+    for case in cases {
+        shown.push_str(&mistake(case));
+        shown.push_str("\n\n");
+    }
+    insta::assert_snapshot!(shown);
+}
+
+#[test]
+fn a_file_that_is_not_text_is_answered_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("varve.toml");
+    assert!(Config::load(&path).unwrap().is_none());
+    std::os::unix::fs::symlink("/proc/self/mem", &path).unwrap();
+    assert!(matches!(Config::load(&path), Err(ConfigError::Read { .. })));
+    std::fs::remove_file(&path).unwrap();
+    let dir = varve_sys::Dir::open(folder.path()).unwrap();
+    varve_sys::durable::replace_file(&dir, "varve.toml", b"keep = 2\n# \xff\n", 0o644).unwrap();
+    assert!(matches!(Config::load(&path), Err(ConfigError::NotText { line: 2, .. })));
+}
+
+#[test]
+fn no_text_makes_the_reader_panic() {
+    proptest::proptest!(|(text in "(keep|layout|sources|\\[\\[state\\]\\]|path|é|\"|=|\n|\t|[0-9]| |\\[|\\]){0,20}")| {
+        if let Err(error) = Config::parse(&text, PATH) {
+            let _ = error.to_string();
+        }
+    });
+}
