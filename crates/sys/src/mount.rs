@@ -31,6 +31,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MountFlags, MountPropagationFlags,
     MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -198,6 +199,24 @@ impl Detached {
             .map_err(|source| MountError::Attach { target: target.into(), source: source.into() })
     }
 
+    /// Puts it over the directory `path` beneath `root`: no link on the way is
+    /// followed and none leads out, but mounts on the way are entered. An empty `path`
+    /// is `root` itself.
+    pub fn attach_beneath(self, root: impl AsFd, path: &Path) -> Result<(), MountError> {
+        if path.as_os_str().is_empty() || path == Path::new(".") {
+            return self.attach(root, Path::new(""));
+        }
+        let place = rustix::fs::openat2(
+            root,
+            path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
+        )
+        .map_err(|source| MountError::Attach { target: path.into(), source: source.into() })?;
+        self.attach(place, Path::new(""))
+    }
+
     /// Stops writes through this mount.
     pub fn set_read_only(&self, reach: Reach) -> Result<(), MountError> {
         let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
@@ -238,6 +257,7 @@ pub fn bind_detached(
 /// the memory.
 pub fn tmpfs_detached(mode: u32, size: Option<u64>) -> Result<Detached, MountError> {
     let context = FsContext::open("tmpfs")?;
+    context.require("source", "varve")?;
     context.require("mode", &format!("{mode:o}"))?;
     if let Some(size) = size {
         context.require("size", &size.to_string())?;

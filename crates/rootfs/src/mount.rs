@@ -1,0 +1,506 @@
+//! How a deployment becomes a root: the mount plan as data, and what carries it out.
+//!
+//! ```text
+//! record + what its layers hold      MountPlan                           kernel
+//!   stack  u2, base            plan    /      overlay u2:base, no top      execute
+//!   root   read-only         ------>   /etc   overlay u2/etc:base/etc,   -------->  mounts
+//!   state  /etc versioned              |        top state/versioned/b/etc
+//!          /home bind                  /home  bind state/bind/home
+//! ```
+//!
+//! A state path is an overlay of its own whose lower directories are the same sub-path
+//! in each layer: never an overlay over an overlay. Which layers have it is worked out
+//! here by overlayfs's own rules (whiteouts, opaque directories, a file over a
+//! directory), because the kernel is given the sub-directories alone.
+//!
+//! [`plan`] reads and changes nothing, so a plan can be printed and compared.
+//! [`execute`] mounts beneath one target and, if anything fails, takes it away again.
+//! Callers: the boot stage; the tests, for which the kernel's mount is the judge of
+//! what a merge must give.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use varve_format::TreePath;
+use varve_format::deployment::{DeploymentRecord, ROOT_SLUG, RootMode, Stack, StateDir, StateMode};
+use varve_sys::mount::{
+    self, Access, MountError, Overlay, Reach, Upper, bind_detached, overlay_detached,
+    tmpfs_detached,
+};
+use varve_sys::{Attributes, Dir, FileType, SysError, durable};
+
+use crate::store::{LAYER_TREE, Store};
+
+/// The names that `/proc/mounts` shows for a root, and for its state paths.
+const SOURCE: &str = "varve";
+
+/// What to mount, in this order. Paths are relative to `/varve`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MountPlan {
+    /// The root first, then state paths, those further up first.
+    pub steps: Vec<Step>,
+    /// State paths that cannot be mounted, and why: for people.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A state path that the release has no directory for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeftOut {
+    /// Which.
+    pub path: StateDir,
+    /// Why.
+    pub why: &'static str,
+}
+
+/// One mount.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// Where, inside the new root; the root itself for the first.
+    pub target: TreePath,
+    /// The target as a name of one component.
+    pub slug: String,
+    /// What is below, the directory that wins first. Of a bind, the one directory.
+    pub lowers: Vec<PathBuf>,
+    /// Where changes go.
+    pub top: Top,
+}
+
+/// Where a mount's changes go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Top {
+    /// Nowhere: read-only.
+    None,
+    /// Into memory, gone at the next boot.
+    Memory,
+    /// Onto the disk: `upper` and `work` in this directory.
+    Disk {
+        /// `state/versioned/<deployment>/<slug>` or `state/shared/<slug>`.
+        holder: PathBuf,
+    },
+    /// There is nothing below: this directory itself is shown and written.
+    Bind {
+        /// `state/bind/<slug>`.
+        directory: PathBuf,
+    },
+}
+
+/// What a boot asks for beside the record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Options {
+    /// How many layers to leave out, from the top; the last one always stays.
+    pub strip: u32,
+    /// Instead of the record's root mode.
+    pub root_mode: Option<RootMode>,
+}
+
+/// Why a root could not be planned or put together.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AssembleError {
+    /// A layer or tree that the record names is not there or not readable.
+    #[error("{path} of the stack is not usable", path = path.display())]
+    Stack {
+        /// Relative to `/varve`.
+        path: PathBuf,
+        /// Why.
+        source: SysError,
+    },
+    /// The place for changes is not there and cannot be made.
+    #[error("the place for the changes of {target} is not usable")]
+    State {
+        /// The state path, absolute.
+        target: String,
+        /// Why.
+        source: SysError,
+    },
+    /// The kernel refused a mount.
+    #[error("cannot mount {target}")]
+    Mount {
+        /// Absolute, inside the new root.
+        target: String,
+        /// Why.
+        source: MountError,
+    },
+    /// The place to mount on is not there.
+    #[error("there is no directory {target} to mount on")]
+    Target {
+        /// Absolute, inside the new root.
+        target: String,
+        /// Why.
+        source: SysError,
+    },
+}
+
+/// Plans the root of a deployment.
+pub fn plan(
+    store: &Store,
+    record: &DeploymentRecord,
+    options: Options,
+) -> Result<MountPlan, AssembleError> {
+    let stack = stack_paths(&record.stack, options.strip);
+    let layers: Vec<Dir> = stack
+        .iter()
+        .map(|path| {
+            let open = store.dir().open_dir(path);
+            open.map_err(|source| AssembleError::Stack { path: path.clone(), source })
+        })
+        .collect::<Result<_, _>>()?;
+
+    // What is tried on a stack that is not the deployment's own stays out of its state.
+    let stripped = stack.len() < record.stack.layers().len();
+    let mode = match options.root_mode.unwrap_or(record.root_mode) {
+        RootMode::Persistent if stripped => RootMode::Volatile,
+        mode => mode,
+    };
+    let top = match mode {
+        RootMode::ReadOnly => Top::None,
+        RootMode::Volatile => Top::Memory,
+        RootMode::Persistent => Top::Disk { holder: versioned(record, ROOT_SLUG) },
+    };
+    let (target, slug) = (TreePath::root(), ROOT_SLUG.to_owned());
+    let mut steps = vec![Step { target, slug, lowers: stack.clone(), top }];
+    let mut left_out = Vec::new();
+    let mut state: Vec<_> = record.state.iter().collect();
+    // `/var` before `/var/lib`: bytes order a path before what is below it.
+    state.sort_by(|a, b| a.path.cmp(&b.path));
+    for state_path in state {
+        let target = state_path.path.tree_path();
+        let found = lowers(&layers, target)
+            .map_err(|(index, source)| AssembleError::Stack { path: stack[index].clone(), source })?;
+        let indexes = match found {
+            Lowers::Directories(indexes) => indexes,
+            Lowers::Hidden(why) => {
+                left_out.push(LeftOut { path: state_path.path.clone(), why });
+                continue;
+            }
+        };
+        let slug = state_path.path.slug();
+        let top = match state_path.mode {
+            StateMode::Versioned => Top::Disk { holder: versioned(record, &slug) },
+            StateMode::Shared => Top::Disk { holder: Path::new("state/shared").join(&slug) },
+            StateMode::Bind => Top::Bind { directory: Path::new("state/bind").join(&slug) },
+        };
+        let lowers =
+            indexes.into_iter().map(|index| stack[index].join(target.as_path())).collect();
+        steps.push(Step { target: target.clone(), slug, lowers, top });
+    }
+    Ok(MountPlan { steps, left_out })
+}
+
+fn versioned(record: &DeploymentRecord, slug: &str) -> PathBuf {
+    Path::new("state/versioned").join(record.name.as_str()).join(slug)
+}
+
+/// The directories of a stack, relative to `/varve`, newest first.
+fn stack_paths(stack: &Stack, strip: u32) -> Vec<PathBuf> {
+    match stack {
+        Stack::Overlay { layers } => {
+            let strip = usize::try_from(strip).unwrap_or(usize::MAX);
+            let kept = &layers[strip.min(layers.len().saturating_sub(1))..];
+            let path = |name| Path::new("layers").join(name).join(LAYER_TREE);
+            kept.iter().map(|name| path(name.as_str())).collect()
+        }
+        Stack::HardLink { tree } => vec![Path::new("trees").join(tree.as_str())],
+    }
+}
+
+enum Lowers {
+    /// The layers that show the path as a directory, by index.
+    Directories(Vec<usize>),
+    /// None does.
+    Hidden(&'static str),
+}
+
+/// Which layers show `path`, by the rules of overlayfs: a whiteout or a thing that is no
+/// directory ends it, an opaque directory ends it after its own layer.
+fn lowers(layers: &[Dir], path: &TreePath) -> Result<Lowers, (usize, SysError)> {
+    let mut found = Vec::new();
+    for (index, layer) in layers.iter().enumerate() {
+        let seen = look(layer, path).map_err(|source| (index, source))?;
+        if seen.directory {
+            found.push(index);
+        }
+        if let Some(why) = seen.hides {
+            if found.is_empty() {
+                return Ok(Lowers::Hidden(why));
+            }
+            break;
+        }
+    }
+    if found.is_empty() {
+        return Ok(Lowers::Hidden("the release has no such directory"));
+    }
+    Ok(Lowers::Directories(found))
+}
+
+struct Seen {
+    directory: bool,
+    hides: Option<&'static str>,
+}
+
+fn look(layer: &Dir, path: &TreePath) -> Result<Seen, SysError> {
+    let mut dir = layer.try_clone()?;
+    let mut hides = opaque(&dir)?;
+    for name in path.components() {
+        let Some(stat) = dir.stat_opt(name)? else {
+            return Ok(Seen { directory: false, hides });
+        };
+        if !stat.is_dir() {
+            let marked = stat.file_type() == FileType::RegularFile
+                && dir.xattr(name, b"trusted.overlay.whiteout")?.is_some();
+            let why = if stat.is_whiteout() || marked {
+                "a layer removes it"
+            } else {
+                "the release has something there that is no directory"
+            };
+            return Ok(Seen { directory: false, hides: Some(why) });
+        }
+        dir = dir.open_dir(name)?;
+        hides = hides.or(opaque(&dir)?);
+    }
+    Ok(Seen { directory: true, hides })
+}
+
+fn opaque(dir: &Dir) -> Result<Option<&'static str>, SysError> {
+    // "x" only says that there are whiteouts in the form of attributes.
+    let opaque = dir.xattr(".", b"trusted.overlay.opaque")?.as_deref() == Some(b"y");
+    Ok(opaque.then_some("a layer replaces what was there"))
+}
+
+/// What came of a plan.
+#[derive(Debug, Default)]
+pub struct Executed {
+    /// Overlay options that this kernel does not know.
+    pub refused_options: Vec<String>,
+    /// Missing parts, and what was done instead: for people. Never more than empty
+    /// unless [`Care::Lenient`].
+    pub compromises: Vec<String>,
+}
+
+/// What to do when a mount fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Care {
+    /// Take all of it away again and say why.
+    Strict,
+    /// Changes that cannot go to the disk go to memory; a state path that cannot be
+    /// mounted is left as the release has it. Only the root itself must work.
+    Lenient,
+}
+
+/// Mounts a plan at `target`, over what is there. `memory` is an empty directory for the
+/// tmpfs of changes that are not kept.
+pub fn execute(
+    store: &Store,
+    plan: &MountPlan,
+    target: &Path,
+    memory: &Path,
+    care: Care,
+) -> Result<Executed, AssembleError> {
+    let executed = Executed::default();
+    let mut work = Work { store, target, memory, memory_is_mounted: false, executed };
+    for (index, step) in plan.steps.iter().enumerate() {
+        let done = match work.step(step) {
+            Err(error) if care == Care::Lenient => {
+                work.compromise(&error);
+                work.step_in_memory(step).or_else(|error| {
+                    work.compromise(&error);
+                    if step.target.is_root() { Err(error) } else { Ok(()) }
+                })
+            }
+            other => other,
+        };
+        if let Err(error) = done {
+            // Each takes all below along. They cannot fail but for what is not mounted.
+            if index > 0 {
+                let _ = mount::unmount_lazily(target);
+            }
+            if work.memory_is_mounted {
+                let _ = mount::unmount_lazily(memory);
+            }
+            return Err(error);
+        }
+    }
+    Ok(work.executed)
+}
+
+struct Work<'a> {
+    store: &'a Store,
+    target: &'a Path,
+    memory: &'a Path,
+    memory_is_mounted: bool,
+    executed: Executed,
+}
+
+impl Work<'_> {
+    fn step(&mut self, step: &Step) -> Result<(), AssembleError> {
+        let mount_error =
+            |source| AssembleError::Mount { target: step.target.to_string(), source };
+        let detached = match &step.top {
+            Top::None if step.lowers.len() == 1 => {
+                let store = self.store.dir().fd();
+                bind_detached(store, &step.lowers[0], Access::ReadOnly, Reach::Alone)
+                    .map_err(mount_error)?
+            }
+            Top::None => self.overlay(step, None)?,
+            Top::Disk { holder } => {
+                self.prepare(step, holder, &["upper", "work"])?;
+                let upper = Upper { upper: holder.join("upper"), work: holder.join("work") };
+                self.overlay(step, Some(&upper))?
+            }
+            Top::Memory => {
+                let upper = self.memory_upper(step)?;
+                self.overlay(step, Some(&upper))?
+            }
+            Top::Bind { directory } => {
+                self.prepare(step, directory, &[])?;
+                let store = self.store.dir().fd();
+                bind_detached(store, directory, Access::ReadWrite, Reach::Alone)
+                    .map_err(mount_error)?
+            }
+        };
+        let root = Dir::open(self.target);
+        let root = root.map_err(|source| AssembleError::Target {
+            target: step.target.to_string(),
+            source,
+        })?;
+        detached.attach_beneath(root.fd(), step.target.as_path()).map_err(mount_error)
+    }
+
+    /// The same with changes in memory; a root that is read-only stays so.
+    fn step_in_memory(&mut self, step: &Step) -> Result<(), AssembleError> {
+        match step.top {
+            Top::None => self.step(step),
+            _ => self.step(&Step { top: Top::Memory, ..step.clone() }),
+        }
+    }
+
+    fn compromise(&mut self, error: &AssembleError) {
+        self.executed.compromises.push(whole_message(error));
+    }
+
+    fn overlay(
+        &mut self,
+        step: &Step,
+        upper: Option<&Upper>,
+    ) -> Result<mount::Detached, AssembleError> {
+        let base = self.store.dir().fd();
+        let overlay = Overlay { base, lowers: &step.lowers, upper, source: SOURCE };
+        let made = overlay_detached(&overlay)
+            .map_err(|source| AssembleError::Mount { target: step.target.to_string(), source })?;
+        for option in made.refused {
+            if !self.executed.refused_options.contains(&option) {
+                self.executed.refused_options.push(option);
+            }
+        }
+        Ok(made.mount)
+    }
+
+    /// Makes the place for changes if it is missing, with the attributes that the
+    /// directory has in the release: an overlay shows the top's own.
+    fn prepare(&self, step: &Step, holder: &Path, within: &[&str]) -> Result<(), AssembleError> {
+        prepare_holder(self.store.dir(), &step.lowers, holder, within)
+            .map_err(|source| AssembleError::State { target: step.target.to_string(), source })
+    }
+
+    fn memory_upper(&mut self, step: &Step) -> Result<Upper, AssembleError> {
+        let target = || step.target.to_string();
+        let state = |source| AssembleError::State { target: target(), source };
+        if !self.memory_is_mounted {
+            let place = Dir::open(self.memory).map_err(state)?;
+            tmpfs_detached(0o700, None)
+                .and_then(|tmpfs| tmpfs.attach(place.fd(), Path::new("")))
+                .map_err(|source| AssembleError::Mount { target: target(), source })?;
+            self.memory_is_mounted = true;
+        }
+        let memory = Dir::open(self.memory).map_err(state)?;
+        let holder = memory.make_dir(&step.slug, 0o700).map_err(state)?;
+        for part in ["upper", "work"] {
+            let dir = holder.make_dir(part, 0o700).map_err(state)?;
+            copy_attributes(self.store.dir(), &step.lowers, &dir).map_err(state)?;
+        }
+        let holder = self.memory.join(&step.slug);
+        Ok(Upper { upper: holder.join("upper"), work: holder.join("work") })
+    }
+}
+
+/// Makes `holder` (relative to `varve`) with the directories `within`, each with the
+/// attributes of the first of `lowers`; with none `within`, `holder` itself has them.
+/// What is there already is left as it is. A power cut leaves it missing or whole: it
+/// is made under another name and renamed.
+pub(crate) fn prepare_holder(
+    varve: &Dir,
+    lowers: &[PathBuf],
+    holder: &Path,
+    within: &[&str],
+) -> Result<(), SysError> {
+    if varve.open_dir_opt(holder)?.is_some() {
+        return Ok(());
+    }
+    let mut parent = varve.try_clone()?;
+    for name in holder.parent().into_iter().flat_map(Path::iter) {
+        parent = parent.make_dir(name, 0o755)?;
+    }
+    let name = holder.file_name().expect("a state directory has a name").to_string_lossy();
+    let temporary = format!(".{name}.new");
+    parent.remove_all(&temporary)?;
+    let made = parent.make_dir(&temporary, 0o755)?;
+    if within.is_empty() {
+        copy_attributes(varve, lowers, &made)?;
+    }
+    for part in within {
+        copy_attributes(varve, lowers, &made.make_dir(part, 0o755)?)?;
+    }
+    durable::commit_rename(&parent, &temporary, &parent, &name)
+}
+
+fn copy_attributes(varve: &Dir, lowers: &[PathBuf], to: &Dir) -> Result<(), SysError> {
+    let Some(first) = lowers.first() else { return Ok(()) };
+    let from = varve.open_dir(first)?;
+    let stat = from.stat(".")?;
+    let mut xattrs = from.xattrs(".")?;
+    xattrs.retain(|(name, _)| !name.starts_with(b"trusted.overlay."));
+    to.set_attributes(
+        ".",
+        &Attributes {
+            mode: stat.mode & 0o7777,
+            uid: stat.uid,
+            gid: stat.gid,
+            mtime: stat.mtime,
+            xattrs: &xattrs,
+        },
+    )
+}
+
+/// An error with all its causes, in one line.
+pub fn whole_message(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+impl fmt::Display for MountPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for step in &self.steps {
+            let lowers: Vec<_> =
+                step.lowers.iter().map(|path| path.display().to_string()).collect();
+            let lowers = lowers.join(", ");
+            let target = &step.target;
+            match &step.top {
+                Top::None => writeln!(f, "{target}: {lowers}, read-only")?,
+                Top::Memory => writeln!(f, "{target}: {lowers}, changes in memory")?,
+                Top::Disk { holder } => {
+                    writeln!(f, "{target}: {lowers}, changes in {}", holder.display())?;
+                }
+                Top::Bind { directory } => writeln!(f, "{target}: {}", directory.display())?,
+            }
+        }
+        for LeftOut { path, why } in &self.left_out {
+            writeln!(f, "{path}: left out, as {why}")?;
+        }
+        Ok(())
+    }
+}
