@@ -21,18 +21,31 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::dir::Dir;
 use crate::error::{Context, Result};
+use crate::faults;
 use crate::trace::{self, Event};
 
 /// Makes everything written so far on the file system of `dir` durable: bytes,
 /// metadata and names (syncfs(2)).
+#[cfg_attr(feature = "faults", track_caller)]
 pub fn sync_file_system(dir: &Dir) -> Result<()> {
+    if faults::out("sync_file_system") {
+        return Ok(());
+    }
     rustix::fs::syncfs(dir.fd()).context("sync the file system of", || dir.path().into())?;
     trace::emit(|| Event::SyncFileSystem(dir.path().into()));
     Ok(())
 }
 
 /// Makes the names in `dir` durable (fsync(2) of the directory).
+#[cfg_attr(feature = "faults", track_caller)]
 pub fn sync_directory(dir: &Dir) -> Result<()> {
+    if faults::out("sync_directory") {
+        return Ok(());
+    }
+    sync_names(dir)
+}
+
+fn sync_names(dir: &Dir) -> Result<()> {
     rustix::fs::fsync(dir.fd()).context("sync the directory", || dir.path().into())?;
     trace::emit(|| Event::SyncDirectory(dir.path().into()));
     Ok(())
@@ -41,32 +54,58 @@ pub fn sync_directory(dir: &Dir) -> Result<()> {
 /// Replaces the file `name` of `dir` by `bytes`. After a power cut at any point the
 /// name holds the old bytes or the new, whole; when this returns, the new, durably.
 /// A temporary `.<name>.new` may be left; the next call removes it.
+#[cfg_attr(feature = "faults", track_caller)]
 pub fn replace_file(dir: &Dir, name: &str, bytes: &[u8], mode: u32) -> Result<()> {
     let temporary = format!(".{name}.new");
     dir.remove_all(&temporary)?;
+    let unsynced = faults::out("replace_file.fsync");
     let mut file = dir.create_file(&temporary, mode)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync());
+    let written =
+        file.write_all(bytes).and_then(|()| if unsynced { Ok(()) } else { file.sync_always() });
     if let Err(error) = written {
         // The disk is full, most likely: give the blocks back. The old file stands.
         let _ = dir.unlink(&temporary);
         return Err(error);
     }
+    if faults::out("replace_file.rename") {
+        dir.remove_all(name)?;
+        return write_in_place(dir, name, bytes, mode);
+    }
     dir.rename_over(&temporary, dir, name)?;
-    sync_directory(dir)
+    if faults::out("replace_file.sync_directory") {
+        return Ok(());
+    }
+    sync_names(dir)
+}
+
+/// What a replacement without its atomic act would be: for the rig's faults alone.
+fn write_in_place(dir: &Dir, name: &str, bytes: &[u8], mode: u32) -> Result<()> {
+    let mut file = dir.create_file(name, mode)?;
+    file.write_all(bytes)?;
+    file.sync_always()?;
+    dir.unlink(format!(".{name}.new"))?;
+    sync_names(dir)
 }
 
 /// Moves `name` of `from` to `new` in `to`, which must be free, and makes that durable.
 /// The caller has made durable what lies under the name. After a power cut the thing
 /// stands at the old place or at the new.
+#[cfg_attr(feature = "faults", track_caller)]
 pub fn commit_rename(from: &Dir, name: impl AsRef<Path>, to: &Dir, new: &str) -> Result<()> {
     from.rename_new(name, to, new)?;
-    sync_directory(to)?;
-    sync_directory(from)
+    if !faults::out("commit_rename.sync_to") {
+        sync_names(to)?;
+    }
+    if faults::out("commit_rename.sync_from") {
+        return Ok(());
+    }
+    sync_names(from)
 }
 
 /// Takes `name` out of `from` at once and durably, by moving it into `trash` under a
 /// free name, then deletes it there. After a power cut it is there whole, or only in
 /// the trash, which the next sweep empties. Works on a full disk.
+#[cfg_attr(feature = "faults", track_caller)]
 pub fn discard(from: &Dir, name: &str, trash: &Dir) -> Result<()> {
     let mut number = 0;
     let new = loop {
@@ -77,13 +116,16 @@ pub fn discard(from: &Dir, name: &str, trash: &Dir) -> Result<()> {
             other => break other.map(|()| new)?,
         }
     };
-    sync_directory(from)?;
+    if !faults::out("discard.sync_directory") {
+        sync_names(from)?;
+    }
     trash.remove_all(&new)
 }
 
 /// Appends one line (without a newline inside) to the file `name`, made if missing,
 /// durably. A line that a power cut left unfinished before is closed first, so that it
 /// spoils nothing but itself.
+#[cfg_attr(feature = "faults", track_caller)]
 pub fn append_line(dir: &Dir, name: &str, line: &str) -> Result<()> {
     debug_assert!(!line.contains('\n'));
     let flags = OFlags::RDWR
@@ -112,10 +154,12 @@ pub fn append_line(dir: &Dir, name: &str, line: &str) -> Result<()> {
         trace::make(&path());
     }
     trace::change(&path());
-    file.sync_all().context("sync", path)?;
-    trace::emit(|| Event::SyncFile(path()));
-    if length == 0 {
-        sync_directory(dir)?;
+    if !faults::out("append_line.fsync") {
+        file.sync_all().context("sync", path)?;
+        trace::emit(|| Event::SyncFile(path()));
+    }
+    if length == 0 && !faults::out("append_line.sync_directory") {
+        sync_names(dir)?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use crate::error::{Context, Result, SysError};
+use crate::faults;
 use crate::trace::{self, Event};
 
 /// Runs of zeros that fill aligned blocks of this size become holes, in bytes.
@@ -86,7 +87,15 @@ impl NewFile {
     }
 
     /// Makes bytes and metadata durable (fsync(2)). The name is not: sync its directory.
+    #[cfg_attr(feature = "faults", track_caller)]
     pub fn sync(&self) -> Result<()> {
+        if faults::out("file.sync") {
+            return Ok(());
+        }
+        self.sync_always()
+    }
+
+    pub(crate) fn sync_always(&self) -> Result<()> {
         self.file.sync_all().context("sync", || self.path.clone())?;
         trace::emit(|| Event::SyncFile(self.path.clone()));
         Ok(())

@@ -16,6 +16,7 @@ pub mod copy;
 mod dir;
 pub mod durable;
 mod error;
+pub mod faults;
 mod file;
 pub mod keys;
 pub mod lock;

@@ -1,0 +1,63 @@
+//! Safety steps that a test can take out: the proof that the power-cut rig would notice.
+//!
+//! Every sync and atomic rename in [`crate::durable`] asks [`out`] first. In a normal
+//! build the answer is a constant `false` and nothing of this is in the program. With the
+//! feature `faults`, which only the rig turns on, each step is known by what it does and
+//! by the line of code that asked for it:
+//!
+//! ```text
+//! replace_file.fsync @ crates/agent/src/history.rs:41
+//! ```
+//!
+//! The rig runs a scenario once with [`watch`] to learn which steps it passes, then once
+//! for each of them with the step taken out by [`take_out`].
+
+#[cfg(feature = "faults")]
+pub use on::{passed, take_out, watch};
+
+#[cfg(feature = "faults")]
+mod on {
+    use std::collections::BTreeMap;
+    use std::panic::Location;
+    use std::sync::Mutex;
+
+    static OUT: Mutex<Option<String>> = Mutex::new(None);
+    static PASSED: Mutex<Option<BTreeMap<String, u64>>> = Mutex::new(None);
+
+    /// Takes the step of this name out from now on, in the whole process; none puts it
+    /// back. A name without `@ file:line` takes the step out wherever it is asked for.
+    pub fn take_out(step: Option<&str>) {
+        *OUT.lock().expect("nothing panics") = step.map(str::to_owned);
+    }
+
+    /// Begins to note which steps are passed.
+    pub fn watch() {
+        *PASSED.lock().expect("nothing panics") = Some(BTreeMap::new());
+    }
+
+    /// The steps that were passed since [`watch`], and how often; ends the watching.
+    pub fn passed() -> BTreeMap<String, u64> {
+        PASSED.lock().expect("nothing panics").take().unwrap_or_default()
+    }
+
+    #[track_caller]
+    pub(crate) fn out(step: &'static str) -> bool {
+        let place = Location::caller();
+        let full = || format!("{step} @ {}:{}", place.file(), place.line());
+        if let Some(passed) = &mut *PASSED.lock().expect("nothing panics") {
+            *passed.entry(full()).or_default() += 1;
+        }
+        let out = OUT.lock().expect("nothing panics");
+        out.as_ref().is_some_and(|out| out == step || *out == full())
+    }
+}
+
+#[cfg(feature = "faults")]
+pub(crate) use on::out;
+
+/// Whether a test has taken this step out.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+pub(crate) const fn out(_step: &'static str) -> bool {
+    false
+}
