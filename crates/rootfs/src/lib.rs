@@ -9,6 +9,7 @@
 //!   state           what outlives releases
 //! ```
 
+pub mod mount;
 pub mod store;
 
 pub use store::{Deployment, Listing, Store, StoreError, Strange};
