@@ -4,6 +4,7 @@ use std::io;
 
 use varve_format::ReleaseName;
 use varve_format::manifest::ManifestError;
+use varve_format::pack::PackError;
 use varve_sys::SysError;
 use varve_sys::task::Cancelled;
 
@@ -61,6 +62,9 @@ pub enum BuildError {
     /// The compressor failed.
     #[error("cannot compress a frame of the pack")]
     Compress(#[source] io::Error),
+    /// The pack would pass a bound of its format.
+    #[error("the pack does not fit its format")]
+    Index(#[source] PackError),
     /// A thread of the build stopped unexpectedly.
     #[error("a worker of the build stopped before its work was done")]
     Worker,

@@ -20,19 +20,30 @@
 
 #![forbid(unsafe_code)]
 
+mod contents;
 mod error;
+mod facts;
+mod pack;
 pub mod repo;
+mod scan;
 
+use std::collections::HashMap;
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use varve_format::ReleaseName;
 use varve_format::manifest::Manifest;
-use varve_format::release::{PackRef, ReleaseRecord};
-use varve_sys::Dir;
-use varve_sys::task::{Cancel, Progress};
+use varve_format::release::{FORMAT, PackRef, ReleaseRecord, StoredManifest};
+use varve_format::{ContentDigest, ReleaseName, Sha256Digest};
+use varve_sys::task::{Cancel, Progress, Silent, Unit};
+use varve_sys::{Dir, durable};
 
+use contents::{Contents, Hash, Store};
 pub use error::{BuildError, Result};
+use repo::Known;
+
+/// The level of zstd for manifests: read by every device that upgrades.
+const MANIFEST_LEVEL: i32 = 19;
 
 /// The level of zstd that [`BuildOptions::new`] sets.
 pub const DEFAULT_LEVEL: i32 = 9;
@@ -94,8 +105,36 @@ impl Source {
     /// Takes a path for what it is: a directory with a file `oci-layout` in it is an
     /// image layout, any other directory a tree, a file an archive.
     pub fn open(path: &Path) -> Result<Self> {
-        let _ = path;
-        unimplemented_yet()
+        let read = |source| BuildError::Read { what: path.display().to_string(), source };
+        if std::fs::metadata(path).map_err(read)?.is_dir() {
+            let dir = Dir::open(path)?;
+            return Ok(match dir.stat_opt("oci-layout")? {
+                Some(_) => Self::Oci { layout: dir, reference: None },
+                None => Self::Directory(dir),
+            });
+        }
+        let file = File::open(path).map_err(read)?;
+        let size = Some(file.metadata().map_err(read)?.len()).filter(|size| *size > 0);
+        Ok(Self::Tar { reader: Box::new(file), name: path.display().to_string(), size })
+    }
+
+    fn read(
+        self,
+        contents: &mut dyn Contents,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Manifest> {
+        match self {
+            Self::Directory(dir) => {
+                let scanned = scan::walk(&dir, cancel)?;
+                progress.begin("reading the tree", Unit::Bytes, Some(scanned.bytes));
+                let manifest = scanned.read(&dir, contents)?;
+                progress.end();
+                Ok(manifest)
+            }
+            Self::Tar { name, .. } => Err(BuildError::Archive { archive: name, why: "is not read yet".into() }),
+            Self::Oci { .. } => Err(BuildError::Image { why: "is not read yet".into() }),
+        }
     }
 }
 
@@ -104,10 +143,6 @@ impl BuildOptions {
     pub fn new(name: ReleaseName) -> Self {
         Self { name, architecture: None, notes: String::new(), level: DEFAULT_LEVEL, threads: 0 }
     }
-}
-
-fn unimplemented_yet<T>() -> Result<T> {
-    Err(BuildError::Worker)
 }
 
 /// Builds a release into a repository directory, unsigned: the record goes to
@@ -120,12 +155,106 @@ pub fn build(
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<BuildReport> {
-    let _ = (source, repo, options, progress, cancel);
-    unimplemented_yet()
+    let _lock = repo::lock(repo)?;
+    repo::sweep(repo)?;
+    let records = repo::records(repo)?;
+    if records.iter().any(|r| r.published && r.record.name == options.name) {
+        return Err(BuildError::NameTaken { name: options.name.clone() });
+    }
+    let known = Known::load(repo, &records, progress)?;
+    let [packs, manifests, pending] =
+        ["packs", "manifests", "pending"].map(|folder| repo.make_dir(folder, 0o755));
+    let (packs, manifests, pending) = (packs?, manifests?, pending?);
+    durable::sync_directory(repo)?;
+
+    let threads = match options.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    let ((manifest, new), written) =
+        pack::write_pack(&packs, options.level, threads, |packer| {
+            let mut store = Store::new(packer, &known.contents, progress, cancel);
+            let manifest = source.read(&mut store, progress, cancel)?;
+            Ok((manifest, store.new))
+        })?;
+    cancel.check()?;
+    match &written {
+        Some(written) => written.commit(&packs)?,
+        None => pack::remove_temporary(&packs)?,
+    }
+    let new_pack = written.map(|written| written.reference());
+    let needed = needed_packs(&manifest, new_pack, &new, &known);
+
+    let facts = facts::Facts::read(&manifest, &mut repo::ContentReader::open(repo, &needed)?)?;
+    let record = ReleaseRecord {
+        format: FORMAT,
+        name: options.name.clone(),
+        digest: manifest.digest(),
+        architecture: options.architecture.clone().unwrap_or(facts.architecture),
+        title: facts.title,
+        notes: options.notes.clone(),
+        manifest: store_manifest(repo, &manifests, &manifest, &records)?,
+        totals: manifest.totals(),
+        packs: needed,
+        kernel: facts.kernel,
+    };
+    durable::replace_file(&pending, &format!("{}.json", record.name), &record.to_bytes(), 0o644)?;
+
+    let contents: u64 = manifest.contents().map(|(_, size)| size).sum();
+    let new_bytes = manifest
+        .contents()
+        .filter_map(|(digest, _)| new.get(&digest))
+        .sum();
+    Ok(BuildReport {
+        record,
+        new_bytes,
+        new_contents: new.len() as u64,
+        reused_bytes: contents - new_bytes,
+        pack: new_pack,
+    })
+}
+
+/// The new pack and those earlier ones that hold something of this tree, newest first.
+fn needed_packs(
+    manifest: &Manifest,
+    new_pack: Option<PackRef>,
+    new: &HashMap<ContentDigest, u64>,
+    known: &Known,
+) -> Vec<PackRef> {
+    let mut used = vec![false; known.packs.len()];
+    for (digest, _) in manifest.contents().filter(|(digest, _)| !new.contains_key(digest)) {
+        used[known.contents[&digest] as usize] = true;
+    }
+    let earlier = known.packs.iter().zip(used).filter(|(_, used)| *used).map(|(pack, _)| *pack);
+    new_pack.into_iter().chain(earlier).collect()
+}
+
+/// Writes the manifest, unless it is there from another release of the same tree: that
+/// release's record holds its stored bytes, which another libzstd might not give again.
+fn store_manifest(
+    repo: &Dir,
+    manifests: &Dir,
+    manifest: &Manifest,
+    records: &[repo::StoredRecord],
+) -> Result<StoredManifest> {
+    let digest = manifest.digest();
+    let same = records.iter().find(|r| r.record.digest == digest);
+    if let Some(same) = same.filter(|same| repo::load_manifest(repo, &same.record).is_ok()) {
+        return Ok(same.record.manifest);
+    }
+    let text = manifest.to_text();
+    let stored = zstd::bulk::compress(&text, MANIFEST_LEVEL).map_err(BuildError::Compress)?;
+    durable::replace_file(manifests, &format!("{digest}.zst"), &stored, 0o644)?;
+    Ok(StoredManifest {
+        sha256: Sha256Digest::of(&stored),
+        size: stored.len() as u64,
+        text_size: text.len() as u64,
+    })
 }
 
 /// The manifest of a directory's tree.
 pub fn scan(dir: &Dir) -> Result<Manifest> {
-    let _ = dir;
-    unimplemented_yet()
+    let (progress, cancel) = (Silent, Cancel::new());
+    let mut hash = Hash { progress: &progress, cancel: &cancel };
+    scan::walk(dir, &cancel)?.read(dir, &mut hash)
 }
