@@ -180,17 +180,19 @@ mod tests {
 
     #[test]
     fn equals_the_plain_tree_at_every_edge() {
-        let blocks = [0, 1, 2, 127, 128, 129, 128 * 2, 128 * 128, 128 * 128 + 1];
-        for count in blocks {
-            for extra in [0usize, 1, 4095] {
-                let size = count * BLOCK + extra;
-                let bytes: Vec<u8> = (0..size).map(|i| (i / 7 + i % 251) as u8).collect();
-                let mut hasher = ContentHasher::new();
-                for piece in bytes.chunks(10_007) {
-                    hasher.update(piece);
-                }
-                assert_eq!(hasher.finish(), plain(&bytes), "{count} blocks and {extra}");
+        let small = [0, 1, 2, 127, 128, 129, 128 * 2]
+            .into_iter()
+            .flat_map(|count| [0, 1, 4095].map(|extra| (count, extra)));
+        // Three levels, full and one block more.
+        let large = [(128 * 128, 0), (128 * 128, 1)];
+        for (count, extra) in small.chain(large) {
+            let size = count * BLOCK + extra;
+            let bytes: Vec<u8> = (0..size).map(|i| (i / 7 + i % 251) as u8).collect();
+            let mut hasher = ContentHasher::new();
+            for piece in bytes.chunks(10_007) {
+                hasher.update(piece);
             }
+            assert_eq!(hasher.finish(), plain(&bytes), "{count} blocks and {extra}");
         }
     }
 }
