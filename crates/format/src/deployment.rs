@@ -300,9 +300,7 @@ mod tests {
             name: "debian-13.2".parse().unwrap(),
             created: 1_760_000_000,
             number: 2,
-            stack: Stack::Overlay {
-                layers: vec!["u2".parse().unwrap(), "base".parse().unwrap()],
-            },
+            stack: Stack::Overlay { layers: vec!["u2".parse().unwrap(), "base".parse().unwrap()] },
             root_mode: RootMode::Volatile,
             release: Some(ReleaseRef {
                 name: "debian-13.2".parse().unwrap(),
@@ -317,10 +315,8 @@ mod tests {
         };
         let text = record.to_text();
         assert_eq!(DeploymentRecord::parse(text.as_bytes()).unwrap(), record, "{text}");
-        let tree = DeploymentRecord {
-            stack: Stack::HardLink { tree: "t".parse().unwrap() },
-            ..record
-        };
+        let tree =
+            DeploymentRecord { stack: Stack::HardLink { tree: "t".parse().unwrap() }, ..record };
         assert_eq!(DeploymentRecord::parse(tree.to_text().as_bytes()).unwrap(), tree);
         let later = tree.to_text().replace("format = 1", "format = 2");
         assert!(matches!(

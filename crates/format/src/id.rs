@@ -208,9 +208,7 @@ name_type! {
 fn is_name(text: &str) -> bool {
     (1..=100).contains(&text.len())
         && !text.starts_with(['.', '-'])
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"._+~-".contains(&b))
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+~-".contains(&b))
 }
 
 #[cfg(test)]

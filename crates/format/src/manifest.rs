@@ -207,9 +207,7 @@ impl Manifest {
     }
 
     fn check_tree(&self) -> Result<(), ManifestError> {
-        let bad = |entry: &Entry, why| {
-            Err(ManifestError::Tree { path: entry.path.clone(), why })
-        };
+        let bad = |entry: &Entry, why| Err(ManifestError::Tree { path: entry.path.clone(), why });
         match self.entries.first() {
             Some(root) if root.path.is_root() && root.kind == Kind::Directory => {}
             _ => {
@@ -385,9 +383,8 @@ fn write_line(out: &mut Vec<u8>, entry: &Entry, links: u32) {
 fn parse_line(line: &[u8], number: usize) -> Result<Entry, ManifestError> {
     let bad = |what: &str| ManifestError::Line { line: number, what: what.to_owned() };
     let mut fields = line.split(|&b| b == b' ');
-    let mut next = |what: &str| {
-        fields.next().ok_or_else(|| bad(&format!("it ends before the field {what}")))
-    };
+    let mut next =
+        |what: &str| fields.next().ok_or_else(|| bad(&format!("it ends before the field {what}")));
     let path_field = |field: &[u8]| -> Result<TreePath, ManifestError> {
         let bytes = escape::read(field).ok_or_else(|| bad("a broken escape in a path"))?;
         let relative = bytes.strip_prefix(b"/").ok_or_else(|| bad("a path starts with /"))?;

@@ -60,10 +60,7 @@ fn what_is_not_a_tree_is_refused() {
         (vec![], "must stand first"),
         (vec![entry("", Kind::Directory), file("a", b"1"), file("a", b"2")], "named twice"),
         (vec![entry("", Kind::Directory), file("a/b", b"1")], "not listed"),
-        (
-            vec![entry("", Kind::Directory), file("a", b"1"), file("a/b", b"1")],
-            "not a directory",
-        ),
+        (vec![entry("", Kind::Directory), file("a", b"1"), file("a/b", b"1")], "not a directory"),
         (
             vec![
                 entry("", Kind::Directory),
@@ -72,10 +69,7 @@ fn what_is_not_a_tree_is_refused() {
             ],
             "not a directory",
         ),
-        (
-            vec![entry("", Kind::Directory), Entry::hard_link(path("a"), path("gone"))],
-            "not listed",
-        ),
+        (vec![entry("", Kind::Directory), Entry::hard_link(path("a"), path("gone"))], "not listed"),
         (
             vec![
                 entry("", Kind::Directory),

@@ -158,7 +158,15 @@ mod tests {
         let long_name = vec![b'x'; 256];
         let long_path = b"x/".repeat(2100);
         for bad in [
-            &b"/etc"[..], b"..", b"a/../b", b"a//b", b"a/", b"./a", b"a\0b", &long_name, &long_path,
+            &b"/etc"[..],
+            b"..",
+            b"a/../b",
+            b"a//b",
+            b"a/",
+            b"./a",
+            b"a\0b",
+            &long_name,
+            &long_path,
         ] {
             assert!(TreePath::new(bad).is_err(), "{}", escape::show(bad));
         }

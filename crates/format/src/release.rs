@@ -94,7 +94,9 @@ pub enum RecordError {
     #[error("the release record is not of the expected form")]
     Json(#[from] serde_json::Error),
     /// A format that this version does not know.
-    #[error("the release record has format {found}; this version reads format {FORMAT}: upgrade Varve first")]
+    #[error(
+        "the release record has format {found}; this version reads format {FORMAT}: upgrade Varve first"
+    )]
     Format {
         /// What the record says.
         found: u32,

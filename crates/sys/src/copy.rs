@@ -13,7 +13,12 @@ use crate::meta::Attributes;
 /// type, hard links among what is copied, holes, all extended attributes (overlay's
 /// private ones and whiteouts too), times. Blocks are shared where the file system can.
 /// Sockets are copied as such. Nothing is synced.
-pub fn copy_tree(from: &Dir, name: impl AsRef<Path>, to: &Dir, new: impl AsRef<Path>) -> Result<()> {
+pub fn copy_tree(
+    from: &Dir,
+    name: impl AsRef<Path>,
+    to: &Dir,
+    new: impl AsRef<Path>,
+) -> Result<()> {
     let mut copy = Copy { names: HashMap::new(), top: to.try_clone()? };
     let name = name.as_ref();
     copy.entry(from, name, &from.stat(name)?, to, new.as_ref(), Path::new(""))

@@ -298,17 +298,32 @@ impl Dir {
     }
 
     /// Moves a name; an error when `new` is taken.
-    pub fn rename_new(&self, name: impl AsRef<Path>, to: &Dir, new: impl AsRef<Path>) -> Result<()> {
+    pub fn rename_new(
+        &self,
+        name: impl AsRef<Path>,
+        to: &Dir,
+        new: impl AsRef<Path>,
+    ) -> Result<()> {
         self.rename_with(name.as_ref(), to, new.as_ref(), RenameFlags::NOREPLACE)
     }
 
     /// Moves a name over what stands at `new`.
-    pub fn rename_over(&self, name: impl AsRef<Path>, to: &Dir, new: impl AsRef<Path>) -> Result<()> {
+    pub fn rename_over(
+        &self,
+        name: impl AsRef<Path>,
+        to: &Dir,
+        new: impl AsRef<Path>,
+    ) -> Result<()> {
         self.rename_with(name.as_ref(), to, new.as_ref(), RenameFlags::empty())
     }
 
     /// Lets two names change places.
-    pub fn exchange(&self, name: impl AsRef<Path>, to: &Dir, other: impl AsRef<Path>) -> Result<()> {
+    pub fn exchange(
+        &self,
+        name: impl AsRef<Path>,
+        to: &Dir,
+        other: impl AsRef<Path>,
+    ) -> Result<()> {
         self.rename_with(name.as_ref(), to, other.as_ref(), RenameFlags::EXCHANGE)
     }
 

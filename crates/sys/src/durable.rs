@@ -128,11 +128,7 @@ pub fn discard(from: &Dir, name: &str, trash: &Dir) -> Result<()> {
 #[cfg_attr(feature = "faults", track_caller)]
 pub fn append_line(dir: &Dir, name: &str, line: &str) -> Result<()> {
     debug_assert!(!line.contains('\n'));
-    let flags = OFlags::RDWR
-        | OFlags::CREATE
-        | OFlags::APPEND
-        | OFlags::CLOEXEC
-        | OFlags::NOFOLLOW;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let path = || dir.path().join(name);
     let fd = rustix::fs::openat(dir.fd(), name, flags, Mode::from_raw_mode(0o644))
         .context("open for appending", path)?;

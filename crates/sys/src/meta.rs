@@ -117,8 +117,8 @@ impl Dir {
             }
             Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
             other => {
-                let length = other
-                    .context("read an extended attribute of", || self.path().join(name))?;
+                let length =
+                    other.context("read an extended attribute of", || self.path().join(name))?;
                 buffer.truncate(length);
                 Ok(Some(buffer))
             }

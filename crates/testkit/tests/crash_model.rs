@@ -62,7 +62,10 @@ fn a_directory_comes_back_as_it_was() {
     let copy = tempfile::tempdir().unwrap();
     let image = recording.image(recording.len(), crash::Survival::Everything);
     image.materialise(copy.path());
-    assert_eq!(Image::read(copy.path()).materialise_again(), Image::read(folder.path()).materialise_again());
+    assert_eq!(
+        Image::read(copy.path()).materialise_again(),
+        Image::read(folder.path()).materialise_again()
+    );
     assert!(!Path::new(&copy.path().join("d")).exists());
 }
 

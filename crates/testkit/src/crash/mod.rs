@@ -80,9 +80,7 @@ pub fn record<T>(root: &Path, work: impl FnOnce() -> T) -> (Recording, T) {
 fn below(root: &Path, event: &Event) -> Option<Option<PathBuf>> {
     let inside = |path: &Path| path.strip_prefix(root).ok().map(Path::to_owned);
     match event {
-        Event::Make(path) | Event::Change(path) | Event::SyncFile(path) => {
-            inside(path).map(Some)
-        }
+        Event::Make(path) | Event::Change(path) | Event::SyncFile(path) => inside(path).map(Some),
         Event::Link { to, .. } | Event::Rename { to, .. } | Event::Exchange { one: to, .. } => {
             inside(to).map(|_| None)
         }
@@ -135,11 +133,7 @@ impl Recording {
     /// Calls `check` with every state worth a look: after each event, with nothing,
     /// everything, names alone, and `seeds` random parts of what was not synced. Equal
     /// states in a row are looked at once. Returns how many were checked.
-    pub fn each_state(
-        &self,
-        seeds: u64,
-        mut check: impl FnMut(usize, Survival, &Image),
-    ) -> usize {
+    pub fn each_state(&self, seeds: u64, mut check: impl FnMut(usize, Survival, &Image)) -> usize {
         let mut kinds = vec![Survival::SyncedOnly, Survival::Everything, Survival::NamesOnly];
         kinds.extend((0..seeds).map(Survival::Some));
         let mut seen: Vec<Image> = Vec::new();
