@@ -11,6 +11,7 @@
 pub mod config;
 pub mod health;
 pub mod history;
+pub mod ps;
 pub mod rejected;
 
 pub use config::{Config, ConfigError};

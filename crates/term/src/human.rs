@@ -15,7 +15,13 @@ pub fn bytes(count: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    let digits = if value < 9.995 { 2 } else if value < 99.95 { 1 } else { 0 };
+    let digits = if value < 9.995 {
+        2
+    } else if value < 99.95 {
+        1
+    } else {
+        0
+    };
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
@@ -56,8 +62,9 @@ mod tests {
 
     #[test]
     fn sizes_have_three_digits() {
-        let shown = [0, 999, 1000, 9_994, 9_995, 99_949, 99_950, 999_499, 999_500, 79_012_345, u64::MAX]
-            .map(bytes);
+        let shown =
+            [0, 999, 1000, 9_994, 9_995, 99_949, 99_950, 999_499, 999_500, 79_012_345, u64::MAX]
+                .map(bytes);
         let expected = [
             "0 B", "999 B", "1.00 kB", "9.99 kB", "10.0 kB", "99.9 kB", "100 kB", "999 kB",
             "1.00 MB", "79.0 MB", "18.4 EB",
@@ -70,8 +77,7 @@ mod tests {
         assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
         let shown = [0.012, 0.9999, 3.44, 12.9, 125.0, 3725.0, 277_200.0]
             .map(|s| duration(Duration::from_secs_f64(s)));
-        let expected =
-            ["12 ms", "999 ms", "3.4 s", "12 s", "2 min 05 s", "1 h 02 min", "3 d 5 h"];
+        let expected = ["12 ms", "999 ms", "3.4 s", "12 s", "2 min 05 s", "1 h 02 min", "3 d 5 h"];
         assert_eq!(shown, expected);
         assert_eq!(plural(1, "file", "files"), "1 file");
         assert_eq!(plural(2000, "file", "files"), "2,000 files");

@@ -63,7 +63,11 @@ pub fn error_text(error: &dyn std::error::Error, hint: Option<&str>) -> String {
 }
 
 /// The same for machines: `{"error": {"code": …, "message": …, "causes": […], "hint": …}}`.
-pub fn error_json(error: &dyn std::error::Error, hint: Option<&str>, exit: Exit) -> serde_json::Value {
+pub fn error_json(
+    error: &dyn std::error::Error,
+    hint: Option<&str>,
+    exit: Exit,
+) -> serde_json::Value {
     let causes = causes(error);
     let message = error.to_string();
     serde_json::json!({

@@ -101,8 +101,8 @@ fn style(unit: Unit, total: bool) -> ProgressStyle {
     };
     let bar = if total { "[{bar:30}] {percent:>3}%  " } else { "{spinner} " };
     let template = format!("{{msg}}  {bar}{amount}");
-    let style = ProgressStyle::with_template(&template)
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
     type Out<'a> = &'a mut dyn std::fmt::Write;
     style
         .progress_chars("=> ")
@@ -141,6 +141,9 @@ mod tests {
         let took = Duration::from_millis(6400);
         let line = closing_line("fetching", Unit::Bytes, 79_000_000, took);
         assert_eq!(line, "fetching: 79.0 MB in 6.4 s (12.3 MB/s)");
-        assert_eq!(closing_line("staging", Unit::Paths, 23_118, took), "staging: 23,118 paths in 6.4 s");
+        assert_eq!(
+            closing_line("staging", Unit::Paths, 23_118, took),
+            "staging: 23,118 paths in 6.4 s"
+        );
     }
 }

@@ -54,7 +54,9 @@ pub struct Mistake {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Read { file, .. } => write!(f, "cannot read the configuration {}", file.display()),
+            Self::Read { file, .. } => {
+                write!(f, "cannot read the configuration {}", file.display())
+            }
             Self::NotText { file, line } => {
                 write!(f, "{}:{line}: the configuration is not UTF-8 text", file.display())
             }
@@ -78,7 +80,15 @@ impl fmt::Display for Mistake {
         writeln!(f, "{}:{line}:{column}: {message}", file.display())?;
         let number = line.to_string();
         writeln!(f, "  {number} | {text}")?;
-        write!(f, "  {:w$} | {:c$}{}", "", "", "^".repeat(*width), w = number.len(), c = column - 1)?;
+        write!(
+            f,
+            "  {:w$} | {:c$}{}",
+            "",
+            "",
+            "^".repeat(*width),
+            w = number.len(),
+            c = column - 1
+        )?;
         if let Some(expected) = expected {
             write!(f, "\n{expected}")?;
         }
@@ -134,9 +144,12 @@ fn reword(message: &str, at: &str) -> (String, Option<String>) {
             let mut quoted = rest.split('`').skip(1).step_by(2);
             let wrong = quoted.next().unwrap_or(at).to_owned();
             let allowed: Vec<&str> = quoted.collect();
-            let list = allowed.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+            let list =
+                allowed.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
             let expected = match nearest(&wrong, &allowed) {
-                Some(near) if allowed.len() <= 4 => format!("did you mean {near:?}? one of {list} is expected"),
+                Some(near) if allowed.len() <= 4 => {
+                    format!("did you mean {near:?}? one of {list} is expected")
+                }
                 Some(near) => format!("did you mean {near:?}?"),
                 None => format!("one of {list} is expected"),
             };
@@ -151,7 +164,9 @@ fn reword(message: &str, at: &str) -> (String, Option<String>) {
         message.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected "))
     {
         let expected = match expected {
-            "a sequence" => "a list in brackets, such as [\"one\", \"two\"], is expected".to_owned(),
+            "a sequence" => {
+                "a list in brackets, such as [\"one\", \"two\"], is expected".to_owned()
+            }
             "a boolean" => "true or false is expected".to_owned(),
             "a string" => "text in quotes is expected".to_owned(),
             "i64" => "a whole number is expected".to_owned(),
@@ -165,7 +180,8 @@ fn reword(message: &str, at: &str) -> (String, Option<String>) {
         let got = got.replace("boolean", "the value").replace("floating point", "the number");
         return (format!("{} does not fit here", got.replace('`', "")), Some(expected));
     }
-    if let Some((wrong, expected)) = message.split_once(": ").filter(|(_, e)| e.ends_with("is expected"))
+    if let Some((wrong, expected)) =
+        message.split_once(": ").filter(|(_, e)| e.ends_with("is expected"))
     {
         return (wrong.to_owned(), Some(expected.to_owned()));
     }

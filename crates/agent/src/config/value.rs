@@ -140,8 +140,9 @@ impl Visitor<'_> for Amount {
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<u64, E> {
-        let value = u64::try_from(value)
-            .map_err(|_| E::custom(format!("{value} is negative: {} is expected", self.expecting)))?;
+        let value = u64::try_from(value).map_err(|_| {
+            E::custom(format!("{value} is negative: {} is expected", self.expecting))
+        })?;
         if self.expecting == TIME { Ok(value.saturating_mul(1000)) } else { Ok(value) }
     }
 
@@ -149,10 +150,9 @@ impl Visitor<'_> for Amount {
         let (number, unit) = number_and_unit(text);
         let units: &[(&str, u64)] = if self.expecting == TIME { &TIMES } else { &SIZES };
         let scale = units.iter().find(|(name, _)| unit.eq_ignore_ascii_case(name));
-        number
-            .zip(scale)
-            .and_then(|(number, (_, scale))| scaled(number, *scale))
-            .ok_or_else(|| E::custom(format!("{text:?} is not understood: {} is expected", self.expecting)))
+        number.zip(scale).and_then(|(number, (_, scale))| scaled(number, *scale)).ok_or_else(|| {
+            E::custom(format!("{text:?} is not understood: {} is expected", self.expecting))
+        })
     }
 }
 
@@ -185,7 +185,9 @@ pub(super) fn tries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D:
 pub(super) fn command<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let command = Vec::<String>::deserialize(deserializer)?;
     if command.first().is_none_or(|program| program.is_empty()) {
-        return Err(D::Error::custom("the command is empty: [\"program\", \"argument\", …] is expected"));
+        return Err(D::Error::custom(
+            "the command is empty: [\"program\", \"argument\", …] is expected",
+        ));
     }
     Ok(command)
 }
