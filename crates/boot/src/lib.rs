@@ -14,6 +14,7 @@
 //! * [`decide`](decide()) answers what to boot now: the boot stage's one question.
 //! * [`transition`] has every change of the selection: promote, confirm, roll back,
 //!   refund. The caller writes what they give, by one rename.
+//! * [`report`] is what the boot stage leaves behind for the update manager.
 //! * [`kernel`] is the place of boot loaders that give each deployment its own kernel.
 //!
 //! Nothing here reads a file, a clock or a key: the callers (`varve_early`,
@@ -23,6 +24,9 @@
 
 pub mod decide;
 pub mod kernel;
+pub mod report;
 pub mod transition;
+
+pub use report::BootReport;
 
 pub use decide::{Decision, Inputs, OnDisk, PassedOver, Reason, Unusable, WhyPassedOver, Wishes, decide};

@@ -1,0 +1,141 @@
+//! What the boot stage did: `/run/varve/boot.toml`, for the update manager and for people.
+//!
+//! ```text
+//! format = 1
+//! deployment = "debian-13.2"
+//! layout = "overlay"
+//! stack = ["layers/u2/tree", "layers/base/tree"]
+//! root-mode = "read-only"
+//! reason = "trial"
+//! try-spent = true
+//! stripped = 0
+//! generation = 8              # of the selection, the spent try counted
+//! key-held = false
+//! microseconds = 5210         # from the boot stage's start to handing over
+//! kernel = "6.12.117+deb13-cloud-amd64"
+//! selection-problem = "…"     # only where there was no usable selection
+//! passed-over = []            # what should have booted and did not, and why
+//! warnings = []
+//! ```
+//!
+//! It lies in memory and is written anew at each boot; nothing durable depends on it.
+
+use serde::{Deserialize, Serialize};
+use varve_format::DeploymentName;
+use varve_format::deployment::{Layout, RootMode};
+
+/// The only format that this version writes and reads.
+pub const FORMAT: u32 = 1;
+/// Where the booted system finds it.
+pub const PATH: &str = "/run/varve/boot.toml";
+/// Where the booted system finds the physical root file system.
+pub const PHYSICAL_ROOT: &str = "/run/varve/physical";
+
+/// One boot.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BootReport {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// What booted.
+    pub deployment: DeploymentName,
+    /// How its root is held.
+    pub layout: Layout,
+    /// What the root was put together from, newest first; relative to `/varve`.
+    pub stack: Vec<String>,
+    /// The root's mode at this boot.
+    pub root_mode: RootMode,
+    /// [`crate::Reason::code`].
+    pub reason: String,
+    /// Whether this boot spent a try of the selection.
+    pub try_spent: bool,
+    /// How many layers were left out at this boot: such a boot says nothing about the
+    /// deployment itself.
+    pub stripped: u32,
+    /// The selection's generation, if there was a usable one.
+    pub generation: Option<u64>,
+    /// Whether a key asked for the previous.
+    pub key_held: bool,
+    /// From the boot stage's start to handing over.
+    pub microseconds: u64,
+    /// `uname -r`.
+    pub kernel: String,
+    /// Why there was no usable selection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selection_problem: Option<String>,
+    /// What should have booted before this one and did not; a sentence each.
+    #[serde(default)]
+    pub passed_over: Vec<String>,
+    /// What was not as it should be and yet did not stop the boot; a sentence each.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// Why a report was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// Not UTF-8.
+    #[error("the boot report is not text")]
+    Text,
+    /// Not of this shape.
+    #[error("the boot report is not of the expected form")]
+    Toml(#[from] toml::de::Error),
+    /// A format that this version does not know.
+    #[error("the boot report has format {found}; this version reads format {FORMAT}")]
+    Format {
+        /// What it says.
+        found: u32,
+    },
+}
+
+impl BootReport {
+    /// Reads the file's bytes.
+    pub fn parse(bytes: &[u8]) -> Result<BootReport, ReportError> {
+        let text = std::str::from_utf8(bytes).map_err(|_| ReportError::Text)?;
+        let report: BootReport = toml::from_str(text)?;
+        if report.format != FORMAT {
+            return Err(ReportError::Format { found: report.format });
+        }
+        Ok(report)
+    }
+
+    /// The file's text.
+    pub fn to_text(&self) -> String {
+        toml::to_string(self).expect("plain data")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comes_back() {
+        let report = BootReport {
+            format: FORMAT,
+            deployment: "b".parse().unwrap(),
+            layout: Layout::Overlay,
+            stack: vec!["layers/u/tree".into(), "layers/base/tree".into()],
+            root_mode: RootMode::Volatile,
+            reason: "trial".into(),
+            try_spent: true,
+            stripped: 0,
+            generation: Some(8),
+            key_held: false,
+            microseconds: 5210,
+            kernel: "6.12".into(),
+            selection_problem: None,
+            passed_over: vec!["c failed its trials".into()],
+            warnings: vec![],
+        };
+        let text = report.to_text();
+        assert_eq!(BootReport::parse(text.as_bytes()).unwrap(), report, "{text}");
+        let later = text.replace("format = 1", "format = 2");
+        assert!(matches!(
+            BootReport::parse(later.as_bytes()),
+            Err(ReportError::Format { found: 2 })
+        ));
+        assert!(BootReport::parse(b"\xff").is_err());
+        assert!(BootReport::parse(&text.as_bytes()[..text.len() / 2]).is_err());
+    }
+}

@@ -1,0 +1,265 @@
+//! The boot stage's one act, from the physical root to the new one.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use varve_boot::report::{self, BootReport};
+use varve_boot::{Decision, Inputs, PassedOver, Unusable, Wishes, decide};
+use varve_format::DeploymentName;
+use varve_format::deployment::RootMode;
+use varve_format::selection::Selection;
+use varve_rootfs::mount::{Care, Options, Top, execute, plan, whole_message};
+use varve_rootfs::{Deployment, Store, StoreError};
+use varve_sys::mount::{Access, MountError, Reach, bind_detached, make_writable};
+use varve_sys::{Dir, SysError, durable};
+
+use crate::look::{self, Machine};
+
+/// What became of the boot.
+#[derive(Debug)]
+pub enum Outcome {
+    /// A deployment's root is at the target.
+    Booted(Box<Booted>),
+    /// There is no `/varve` on the physical root: the target is as it was.
+    NoVarve,
+}
+
+/// A boot that worked.
+#[derive(Debug)]
+pub struct Booted {
+    /// What is in `boot.toml`.
+    pub report: BootReport,
+    /// Why this one, in words.
+    pub reason: String,
+}
+
+/// Why nothing could be booted. The target is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// The directory for the boot stage's own things cannot be made.
+    #[error("cannot work in the run directory")]
+    Run(#[source] SysError),
+    /// The physical root cannot be put where the booted system looks for it.
+    #[error("cannot keep hold of the physical root file system")]
+    Physical(#[source] MountError),
+    /// The physical root, or `/varve` on it, cannot be read.
+    #[error("cannot read the physical root file system")]
+    Store(#[source] StoreError),
+    /// There is a `/varve`, and nothing in it boots.
+    #[error("no deployment could be booted{}", list(.passed_over, .warnings))]
+    Nothing {
+        /// What was tried, and why not; a sentence each.
+        passed_over: Vec<String>,
+        /// What else was seen.
+        warnings: Vec<String>,
+    },
+}
+
+fn list(passed_over: &[String], warnings: &[String]) -> String {
+    passed_over.iter().chain(warnings).map(|line| format!("; {line}")).collect()
+}
+
+/// Runs the boot stage on the file system mounted at `target`; its own things go to the
+/// directory `run` (`/run/varve`). `begun` is when the program started.
+pub fn run(
+    target: &Path,
+    run: &Path,
+    machine: &Machine,
+    begun: Instant,
+) -> Result<Outcome, StageError> {
+    let at_target = Dir::open(target).map_err(|error| StageError::Store(error.into()))?;
+    let has_varve = at_target.stat_opt("varve").map_err(|error| StageError::Store(error.into()))?;
+    if !has_varve.is_some_and(|stat| stat.is_dir()) {
+        return Ok(Outcome::NoVarve);
+    }
+    let mut warnings = Vec::new();
+    let places = Places::make(run).map_err(StageError::Run)?;
+    let physical_root = keep_physical(&at_target, &places.physical, &mut warnings)?;
+    let store = Store::open(&physical_root).map_err(StageError::Store)?;
+
+    let selection = look::selection(&store);
+    let deployments = look::deployments(&store, &mut warnings);
+    let (wishes, bad) = Wishes::read(|key| machine.command_line.value(key));
+    warnings.extend(bad);
+    let asked = machine.escape(&mut warnings);
+
+    let mut stage = Stage {
+        store,
+        target,
+        memory: places.memory,
+        deployments,
+        wishes,
+        key_held: asked.pressed,
+        problem: selection.as_ref().err().cloned(),
+        selection: selection.ok(),
+        warnings,
+    };
+    let (decision, stack, root_mode) = stage.boot()?;
+    let record = &stage.deployment(&decision.deployment).record;
+    let report = BootReport {
+        format: report::FORMAT,
+        deployment: decision.deployment,
+        layout: record.stack.layout(),
+        stripped: (record.stack.layers().len().saturating_sub(stack.len())) as u32,
+        stack: stack.iter().map(|path| path.display().to_string()).collect(),
+        root_mode,
+        reason: decision.reason.code().to_owned(),
+        try_spent: decision.spend_try.is_some(),
+        generation: stage.selection.as_ref().map(|selection| selection.generation),
+        key_held: stage.key_held,
+        microseconds: begun.elapsed().as_micros() as u64,
+        kernel: machine.kernel.clone(),
+        selection_problem: stage.problem.as_ref().map(|problem| match problem {
+            Unusable::Missing => "it is missing".to_owned(),
+            Unusable::Damaged(why) => why.clone(),
+        }),
+        passed_over: decision.passed_over.iter().map(ToString::to_string).collect(),
+        warnings: stage.warnings,
+    };
+    let written = places.run.remove_all("boot.toml").and_then(|()| {
+        places.run.create_file("boot.toml", 0o644)?.write_all(report.to_text().as_bytes())
+    });
+    // The system is whole without it; `status` will say that it does not know.
+    let _ = written;
+    let reason = decision.reason.to_string();
+    Ok(Outcome::Booted(Box::new(Booted { report, reason })))
+}
+
+/// The boot stage's own directories.
+struct Places {
+    run: Dir,
+    physical: PathBuf,
+    memory: PathBuf,
+}
+
+impl Places {
+    fn make(run: &Path) -> Result<Places, SysError> {
+        let parent = Dir::open(run.parent().unwrap_or(Path::new("/")))?;
+        let name = run.file_name().unwrap_or(run.as_os_str());
+        let dir = parent.make_dir(name, 0o755)?;
+        for name in ["physical", "memory"] {
+            dir.make_dir(name, 0o755)?;
+        }
+        Ok(Places { run: dir, physical: run.join("physical"), memory: run.join("memory") })
+    }
+}
+
+/// Clones the mount of the physical root to the place where the booted system finds it,
+/// and makes it writable: an initramfs mounts it read-only. A disk that cannot be
+/// written is a warning: the system boots, and forgets.
+fn keep_physical(
+    at_target: &Dir,
+    place: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<Dir, StageError> {
+    bind_detached(at_target.fd(), Path::new(""), Access::ReadWrite, Reach::Alone)
+        .and_then(|physical| physical.attach(rustix::fs::CWD, place))
+        .map_err(StageError::Physical)?;
+    let physical_root = Dir::open(place).map_err(StageError::Run)?;
+    if let Err(error) = make_writable(physical_root.fd(), Path::new("")) {
+        warnings.push(whole_message(&error));
+    }
+    Ok(physical_root)
+}
+
+struct Stage<'a> {
+    store: Store,
+    target: &'a Path,
+    memory: PathBuf,
+    deployments: Vec<Deployment>,
+    wishes: Wishes,
+    key_held: bool,
+    selection: Option<Selection>,
+    problem: Option<Unusable>,
+    warnings: Vec<String>,
+}
+
+/// What was decided, the stack as it was mounted, and the root's mode.
+type Assembled = (Decision, Vec<PathBuf>, RootMode);
+
+impl Stage<'_> {
+    /// Decides and assembles until one choice works. When none does, once more without
+    /// insisting that changes can be kept: a machine with a broken or full disk boots.
+    fn boot(&mut self) -> Result<Assembled, StageError> {
+        let mut failed: Vec<(DeploymentName, String)> = Vec::new();
+        let mut choices: Vec<Decision> = Vec::new();
+        let passed_over = loop {
+            let decision = match self.decide(&failed) {
+                Ok(decision) => decision,
+                Err(passed_over) => break passed_over,
+            };
+            match self.spend(&decision).and_then(|()| self.assemble(&decision, Care::Strict)) {
+                Ok((stack, mode)) => return Ok((decision, stack, mode)),
+                Err(why) => failed.push((decision.deployment.clone(), why)),
+            }
+            choices.push(decision);
+        };
+        for decision in choices {
+            if let Ok((stack, mode)) = self.assemble(&decision, Care::Lenient) {
+                let failures = failed.iter().map(|(name, why)| format!("{name}: {why}"));
+                self.warnings.extend(failures);
+                let spent = self.selection.as_ref() == decision.spend_try.as_ref();
+                let spend_try = decision.spend_try.clone().filter(|_| spent);
+                return Ok((Decision { spend_try, ..decision }, stack, mode));
+            }
+        }
+        let passed_over = passed_over.iter().map(ToString::to_string).collect();
+        Err(StageError::Nothing { passed_over, warnings: std::mem::take(&mut self.warnings) })
+    }
+
+    fn decide(&self, failed: &[(DeploymentName, String)]) -> Result<Decision, Vec<PassedOver>> {
+        decide(&Inputs {
+            selection: self
+                .selection
+                .as_ref()
+                .ok_or_else(|| self.problem.clone().unwrap_or(Unusable::Missing)),
+            on_disk: &look::on_disk(&self.deployments),
+            wishes: &self.wishes,
+            key_held: self.key_held,
+            failed,
+        })
+    }
+
+    /// The one act that is durable: the try counts from here on, whatever comes. A try
+    /// that cannot be noted is not taken, or a boot that hangs would be tried for ever.
+    fn spend(&mut self, decision: &Decision) -> Result<(), String> {
+        let Some(spent) = &decision.spend_try else { return Ok(()) };
+        let text = spent.to_text();
+        durable::replace_file(self.store.boot(), "selection", text.as_bytes(), 0o644)
+            .map_err(|error| format!("its try cannot be noted: {}", whole_message(&error)))?;
+        self.selection = Some(spent.clone());
+        Ok(())
+    }
+
+    fn assemble(
+        &mut self,
+        decision: &Decision,
+        care: Care,
+    ) -> Result<(Vec<PathBuf>, RootMode), String> {
+        let record = &self.deployment(&decision.deployment).record;
+        let options = Options { strip: decision.strip, root_mode: decision.root };
+        let plan = plan(&self.store, record, options).map_err(|error| whole_message(&error))?;
+        let executed = execute(&self.store, &plan, self.target, &self.memory, care)
+            .map_err(|error| whole_message(&error))?;
+        let left_out = plan.left_out.iter();
+        let warnings = left_out
+            .map(|left| format!("{} is not mounted: {}", left.path, left.why))
+            .chain(executed.compromises)
+            .chain(executed.refused_options.into_iter().map(|option| {
+                format!("the kernel does not know the overlay option {option}")
+            }));
+        self.warnings.extend(warnings);
+        let root = plan.steps.into_iter().next().expect("a plan begins with the root");
+        let mode = match root.top {
+            Top::None => RootMode::ReadOnly,
+            Top::Memory => RootMode::Volatile,
+            Top::Disk { .. } | Top::Bind { .. } => RootMode::Persistent,
+        };
+        Ok((root.lowers, mode))
+    }
+
+    fn deployment(&self, name: &DeploymentName) -> &Deployment {
+        let here = self.deployments.iter().find(|deployment| deployment.name() == name);
+        here.expect("the decision names what is on the disk")
+    }
+}
