@@ -8,10 +8,16 @@
 
 #![forbid(unsafe_code)]
 
+pub mod choose;
 pub mod config;
+pub mod device;
 pub mod health;
 pub mod history;
+pub mod observe;
+pub mod policy;
 pub mod ps;
 pub mod rejected;
+pub mod selection;
 
 pub use config::{Config, ConfigError};
+pub use device::{Device, DeviceError, Places, Writer};

@@ -1,0 +1,156 @@
+//! A device, opened: its physical root's `/varve`, its configuration, and what only one
+//! program at a time may do with it.
+//!
+//! ```text
+//! Places (paths) --open--> Device { store, config } --lock--> Writer
+//! ```
+//!
+//! Whatever changes the device takes a [`Writer`], so that a wrong order does not
+//! compile. Looking needs none.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use varve_boot::report::{BootReport, PATH as BOOT_REPORT, PHYSICAL_ROOT};
+use varve_rootfs::{Store, StoreError};
+use varve_sys::lock::Lock;
+use varve_sys::{Dir, SysError};
+
+use crate::config::{self, Config, ConfigError};
+
+const LOCK: &str = "lock";
+const MAX_BOOT_REPORT: u64 = 1 << 20;
+
+/// Where a device's parts are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Places {
+    /// The physical root file system, which holds `/varve`.
+    pub physical_root: PathBuf,
+    /// The configuration.
+    pub config: PathBuf,
+    /// What the boot stage wrote; none when this is not the running system's device.
+    pub boot_report: Option<PathBuf>,
+}
+
+impl Places {
+    /// Of the system that is running.
+    pub fn running() -> Self {
+        Self {
+            physical_root: PHYSICAL_ROOT.into(),
+            config: config::PATH.into(),
+            boot_report: Some(BOOT_REPORT.into()),
+        }
+    }
+
+    /// Of a physical root that is not running, such as an image that is being made.
+    pub fn at(physical_root: &Path, config: &Path) -> Self {
+        Self { physical_root: physical_root.into(), config: config.into(), boot_report: None }
+    }
+}
+
+/// Why a device could not be opened, or may not be changed now.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// No physical root is mounted there.
+    #[error("this system was not booted by Varve: there is no {}", path.display())]
+    NotBooted {
+        /// Where the boot stage would have put it.
+        path: PathBuf,
+    },
+    /// The physical root cannot be opened.
+    #[error(transparent)]
+    Sys(#[from] SysError),
+    /// Its `/varve` cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The configuration has a mistake.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Another program changes the device.
+    #[error("another varve is at work: {holder}")]
+    Busy {
+        /// What it said of itself.
+        holder: String,
+    },
+    /// What the boot stage wrote cannot be understood.
+    #[error("what the boot stage wrote, {path}, cannot be read: {reason}", path = path.display())]
+    BootReport {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// An open device.
+#[derive(Debug)]
+pub struct Device {
+    /// Where its parts are.
+    pub places: Places,
+    /// `/varve`.
+    pub store: Store,
+    /// What its owner wants.
+    pub config: Config,
+}
+
+/// The right to change a device; ends when dropped.
+#[derive(Debug)]
+pub struct Writer {
+    _lock: Lock,
+}
+
+impl Device {
+    /// Opens a device. Without a configuration file everything has its default.
+    pub fn open(places: Places) -> Result<Self, DeviceError> {
+        let config = Config::load(&places.config)?.unwrap_or_default();
+        let physical_root = match Dir::open(&places.physical_root) {
+            Err(error) if error.is_not_found() && places.boot_report.is_some() => {
+                return Err(DeviceError::NotBooted { path: places.physical_root });
+            }
+            other => other?,
+        };
+        let store = Store::open(&physical_root)?;
+        Ok(Self { places, store, config })
+    }
+
+    /// What the boot stage says that it booted; none when this device is not running.
+    pub fn boot_report(&self) -> Result<Option<BootReport>, DeviceError> {
+        let Some(path) = &self.places.boot_report else { return Ok(None) };
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Ok(None);
+        };
+        let bytes = match Dir::open(parent) {
+            Err(error) if error.is_not_found() => return Ok(None),
+            dir => dir?.read_opt(name, MAX_BOOT_REPORT)?,
+        };
+        let Some(bytes) = bytes else { return Ok(None) };
+        let report = BootReport::parse(&bytes).map_err(|error| DeviceError::BootReport {
+            path: path.clone(),
+            reason: varve_rootfs::mount::whole_message(&error),
+        })?;
+        Ok(Some(report))
+    }
+
+    /// Takes the right to change the device. `command` is what others are told.
+    pub fn lock(&self, command: &str, now: Timestamp) -> Result<Writer, DeviceError> {
+        lock(&self.store, command, now)
+    }
+}
+
+/// See [`Device::lock`].
+pub(crate) fn lock(store: &Store, command: &str, now: Timestamp) -> Result<Writer, DeviceError> {
+    let dir = store.dir();
+    let Some(lock) = Lock::try_take(dir, LOCK)? else {
+        let text = dir.read(LOCK, 4096).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).trim().to_owned();
+        let holder = if text.is_empty() { "it did not say which".to_owned() } else { text };
+        return Err(DeviceError::Busy { holder });
+    };
+    let text = format!("varve {command}, process {}, since {now:.0}\n", std::process::id());
+    // For people alone: on a full disk the lock holds without it.
+    let _ = dir.edit_file(LOCK).and_then(|mut file| {
+        file.set_length(0)?;
+        file.write_all(text.as_bytes())
+    });
+    Ok(Writer { _lock: lock })
+}
