@@ -15,6 +15,7 @@
 
 pub mod console;
 pub mod disk;
+pub mod lab;
 pub mod qmp;
 pub mod serve;
 
@@ -113,11 +114,7 @@ pub(crate) fn io_error<'a>(
     operation: &'static str,
     path: &'a Path,
 ) -> impl FnOnce(io::Error) -> Error + 'a {
-    move |source| Error::Io {
-        operation,
-        path: path.to_owned(),
-        source,
-    }
+    move |source| Error::Io { operation, path: path.to_owned(), source }
 }
 
 /// How the guest's instructions are run.
@@ -183,20 +180,8 @@ impl Config {
             Accel::Kvm => add(&["-accel", "kvm"]),
         }
         // pc has the PS/2 controller, whose driver every Debian kernel has built in.
-        add(&[
-            "-machine",
-            "pc",
-            "-cpu",
-            "max",
-            "-nodefaults",
-            "-no-user-config",
-        ]);
-        add(&[
-            "-smp",
-            &self.processors.to_string(),
-            "-m",
-            &self.memory.to_string(),
-        ]);
+        add(&["-machine", "pc", "-cpu", "max", "-nodefaults", "-no-user-config"]);
+        add(&["-smp", &self.processors.to_string(), "-m", &self.memory.to_string()]);
         add(&["-display", "none", "-vga", "std"]);
         add(&["-kernel", &self.kernel.display().to_string()]);
         add(&["-initrd", &self.initrd.display().to_string()]);
@@ -214,12 +199,7 @@ impl Config {
                 "file={},format=raw,if=none,id=d{index},cache=unsafe,discard=unmap",
                 disk.display()
             );
-            add(&[
-                "-drive",
-                &drive,
-                "-device",
-                &format!("virtio-blk-pci,drive=d{index}"),
-            ]);
+            add(&["-drive", &drive, "-device", &format!("virtio-blk-pci,drive=d{index}")]);
         }
         let forward = self
             .ssh_port
@@ -237,23 +217,9 @@ impl Config {
             "-device",
             "virtio-rng-pci,rng=r0",
         ]);
-        add(&[
-            "-device",
-            "i6300esb,id=watchdog0",
-            "-action",
-            "watchdog=reset",
-        ]);
-        add(&[
-            "-serial",
-            &format!("unix:{},server=on,wait=off", self.serial_socket().display()),
-        ]);
-        add(&[
-            "-qmp",
-            &format!(
-                "unix:{},server=on,wait=off",
-                self.monitor_socket().display()
-            ),
-        ]);
+        add(&["-device", "i6300esb,id=watchdog0", "-action", "watchdog=reset"]);
+        add(&["-serial", &format!("unix:{},server=on,wait=off", self.serial_socket().display())]);
+        add(&["-qmp", &format!("unix:{},server=on,wait=off", self.monitor_socket().display())]);
         arguments
     }
 
@@ -303,10 +269,7 @@ impl Machine {
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
-            .map_err(|source| Error::Start {
-                program: QEMU.to_owned(),
-                source,
-            })?;
+            .map_err(|source| Error::Start { program: QEMU.to_owned(), source })?;
         let links = (|| {
             wait_for(&config.monitor_socket(), &mut process)?;
             let console = Console::connect(
@@ -318,22 +281,17 @@ impl Machine {
             Ok((console, monitor))
         })();
         match links {
-            Ok((console, monitor)) => Ok(Self {
-                process,
-                console,
-                monitor,
-                stderr,
-                started: Instant::now(),
-            }),
+            Ok((console, monitor)) => {
+                Ok(Self { process, console, monitor, stderr, started: Instant::now() })
+            }
             Err(error) => {
                 let ended = process.try_wait().ok().flatten();
                 let _ = process.kill();
                 let _ = process.wait();
                 Err(match ended {
-                    Some(status) => Error::Ended {
-                        status: status.to_string(),
-                        stderr: tail_of(&stderr),
-                    },
+                    Some(status) => {
+                        Error::Ended { status: status.to_string(), stderr: tail_of(&stderr) }
+                    }
                     None => error,
                 })
             }
@@ -370,11 +328,7 @@ impl Machine {
         let output = self.run(command, limit)?;
         match output.code {
             0 => Ok(output.text),
-            code => Err(Error::Command {
-                command: command.to_owned(),
-                code,
-                text: output.text,
-            }),
+            code => Err(Error::Command { command: command.to_owned(), code, text: output.text }),
         }
     }
 
@@ -395,12 +349,7 @@ impl Machine {
         self.console.send_line("systemctl poweroff")?;
         let end = Instant::now() + limit;
         loop {
-            if self
-                .process
-                .try_wait()
-                .map_err(io_error("wait for", Path::new(QEMU)))?
-                .is_some()
-            {
+            if self.process.try_wait().map_err(io_error("wait for", Path::new(QEMU)))?.is_some() {
                 return Ok(());
             }
             if Instant::now() >= end {
@@ -422,15 +371,10 @@ impl Machine {
     pub fn alive(&mut self) -> Result<()> {
         match self.process.try_wait() {
             Ok(None) => Ok(()),
-            Ok(Some(status)) => Err(Error::Ended {
-                status: status.to_string(),
-                stderr: tail_of(&self.stderr),
-            }),
-            Err(source) => Err(Error::Io {
-                operation: "wait for",
-                path: QEMU.into(),
-                source,
-            }),
+            Ok(Some(status)) => {
+                Err(Error::Ended { status: status.to_string(), stderr: tail_of(&self.stderr) })
+            }
+            Err(source) => Err(Error::Io { operation: "wait for", path: QEMU.into(), source }),
         }
     }
 
@@ -451,10 +395,7 @@ fn wait_for(socket: &Path, process: &mut Child) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(20);
     while !socket.exists() && Instant::now() < end {
         if process.try_wait().is_ok_and(|status| status.is_some()) {
-            return Err(Error::Ended {
-                status: String::new(),
-                stderr: String::new(),
-            });
+            return Err(Error::Ended { status: String::new(), stderr: String::new() });
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -473,21 +414,14 @@ mod tests {
 
     #[test]
     fn serial_line_is_the_last_console_and_disks_are_in_order() {
-        let mut config = Config::new(
-            Path::new("/f"),
-            Path::new("/k"),
-            Path::new("/i"),
-            Path::new("/a"),
-        );
+        let mut config =
+            Config::new(Path::new("/f"), Path::new("/k"), Path::new("/i"), Path::new("/a"));
         config.disks.push("/b".into());
         let arguments = config.arguments();
         let append = &arguments[arguments.iter().position(|a| a == "-append").unwrap() + 1];
         assert!(append.starts_with("root=/dev/vda rw "));
         assert!(append.find("console=tty0").unwrap() < append.find("console=ttyS0").unwrap());
-        let disks: Vec<_> = arguments
-            .iter()
-            .filter(|a| a.starts_with("file="))
-            .collect();
+        let disks: Vec<_> = arguments.iter().filter(|a| a.starts_with("file=")).collect();
         assert!(disks[0].starts_with("file=/a,") && disks[1].starts_with("file=/b,"));
     }
 
@@ -498,9 +432,7 @@ mod tests {
         }
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("missing");
-        let error = Config::new(folder.path(), &missing, &missing, &missing)
-            .start()
-            .unwrap_err();
+        let error = Config::new(folder.path(), &missing, &missing, &missing).start().unwrap_err();
         let text = error.to_string();
         assert!(matches!(error, Error::Ended { .. }), "{text}");
         assert!(text.contains("missing"), "{text}");

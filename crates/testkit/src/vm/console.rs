@@ -80,20 +80,13 @@ impl Console {
                 if echo {
                     let _ = std::io::stderr().write_all(&chunk[..length]);
                 }
-                lock(&writer.bytes)
-                    .bytes
-                    .extend_from_slice(&chunk[..length]);
+                lock(&writer.bytes).bytes.extend_from_slice(&chunk[..length]);
                 writer.grown.notify_all();
             }
             lock(&writer.bytes).closed = true;
             writer.grown.notify_all();
         });
-        Ok(Self {
-            stream,
-            shared,
-            mark: 0,
-            commands: 0,
-        })
+        Ok(Self { stream, shared, mark: 0, commands: 0 })
     }
 
     /// Sends bytes as if typed.
@@ -101,9 +94,7 @@ impl Console {
     /// # Errors
     /// When the machine is gone.
     pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        self.stream
-            .write_all(bytes)
-            .map_err(io_error("write to", Path::new("the serial line")))
+        self.stream.write_all(bytes).map_err(io_error("write to", Path::new("the serial line")))
     }
 
     /// Sends a line.
@@ -208,8 +199,7 @@ impl Console {
                 Err(_) => return Err(self.timeout("a shell that answers", limit)),
             }
         }
-        self.run("PS1= PS2=; stty -echo -onlcr", Duration::from_secs(30))
-            .map(|_| ())
+        self.run("PS1= PS2=; stty -echo -onlcr", Duration::from_secs(30)).map(|_| ())
     }
 
     /// Runs a command line as root, after [`super::Machine::login`].
@@ -231,16 +221,11 @@ impl Console {
         let end = Instant::now() + limit;
         self.expect(&format!("begin-{id}\n"), limit)
             .map_err(|error| with_command(error, command))?;
-        let left = end
-            .saturating_duration_since(Instant::now())
-            .max(Duration::from_secs(20));
+        let left = end.saturating_duration_since(Instant::now()).max(Duration::from_secs(20));
         let text = self.expect(&format!("\nend-{id}-"), left)?;
         let code = self.expect(".\n", Duration::from_secs(20))?;
         let text = text.trim_end_matches('\n').to_owned();
-        Ok(Output {
-            code: code.trim().parse().unwrap_or(-1),
-            text,
-        })
+        Ok(Output { code: code.trim().parse().unwrap_or(-1), text })
     }
 
     /// The console's last lines.
@@ -251,21 +236,15 @@ impl Console {
     }
 
     pub(super) fn timeout(&self, what: &str, limit: Duration) -> Error {
-        Error::Timeout {
-            what: what.to_owned(),
-            seconds: limit.as_secs(),
-            tail: self.tail(),
-        }
+        Error::Timeout { what: what.to_owned(), seconds: limit.as_secs(), tail: self.tail() }
     }
 }
 
 fn with_command(error: Error, command: &str) -> Error {
     match error {
-        Error::Timeout { seconds, tail, .. } => Error::Timeout {
-            what: format!("the end of `{command}`"),
-            seconds,
-            tail,
-        },
+        Error::Timeout { seconds, tail, .. } => {
+            Error::Timeout { what: format!("the end of `{command}`"), seconds, tail }
+        }
         other => other,
     }
 }
@@ -278,11 +257,7 @@ pub(super) fn connect(socket: &Path) -> Result<UnixStream> {
             Ok(stream) => return Ok(stream),
             Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
             Err(source) => {
-                return Err(Error::Io {
-                    operation: "connect to",
-                    path: socket.to_owned(),
-                    source,
-                });
+                return Err(Error::Io { operation: "connect to", path: socket.to_owned(), source });
             }
         }
     }
@@ -290,9 +265,7 @@ pub(super) fn connect(socket: &Path) -> Result<UnixStream> {
 
 /// A panic in another thread of the test must not hide what the console said.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
@@ -336,19 +309,15 @@ mod tests {
             Err(Error::Timeout { .. })
         ));
         assert!(console.ever_saw("one two"));
-        assert_eq!(
-            std::fs::read(folder.path().join("log")).unwrap(),
-            b"one two one three"
-        );
+        assert_eq!(std::fs::read(folder.path().join("log")).unwrap(), b"one two one three");
     }
 
     #[test]
     fn what_is_not_wanted_ends_the_wait_at_once() {
         let (mut console, mut guest, _folder) = pair();
         guest.write_all(b"Kernel panic - not syncing").unwrap();
-        let error = console
-            .expect_not("login:", &["Kernel panic"], Duration::from_secs(60))
-            .unwrap_err();
+        let error =
+            console.expect_not("login:", &["Kernel panic"], Duration::from_secs(60)).unwrap_err();
         assert!(error.to_string().contains("not syncing"), "{error}");
     }
 

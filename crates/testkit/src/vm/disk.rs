@@ -15,14 +15,8 @@ use std::process::Command;
 /// # Errors
 /// [`Error::Tool`] with what mkfs.ext4 said.
 pub fn make_ext4(path: &Path, size: u64) -> Result<()> {
-    create(path)?
-        .set_len(size)
-        .map_err(io_error("size", path))?;
-    tool(
-        "mkfs.ext4",
-        ["-q".as_ref(), "-F".as_ref(), path.as_os_str()],
-    )
-    .map(|_| ())
+    create(path)?.set_len(size).map_err(io_error("size", path))?;
+    tool("mkfs.ext4", ["-q".as_ref(), "-F".as_ref(), path.as_os_str()]).map(|_| ())
 }
 
 /// Makes an ext4 image of `size` bytes that holds what is in `tree`. Needs root, for the
@@ -31,18 +25,10 @@ pub fn make_ext4(path: &Path, size: u64) -> Result<()> {
 /// # Errors
 /// [`Error::Tool`] with what mkfs.ext4 said.
 pub fn make_ext4_from(path: &Path, size: u64, tree: &Path) -> Result<()> {
-    create(path)?
-        .set_len(size)
-        .map_err(io_error("size", path))?;
+    create(path)?.set_len(size).map_err(io_error("size", path))?;
     tool(
         "mkfs.ext4",
-        [
-            "-q".as_ref(),
-            "-F".as_ref(),
-            "-d".as_ref(),
-            tree.as_os_str(),
-            path.as_os_str(),
-        ],
+        ["-q".as_ref(), "-F".as_ref(), "-d".as_ref(), tree.as_os_str(), path.as_os_str()],
     )
     .map(|_| ())
 }
@@ -55,12 +41,7 @@ pub fn make_ext4_from(path: &Path, size: u64, tree: &Path) -> Result<()> {
 pub fn copy(from: &Path, to: &Path) -> Result<()> {
     tool(
         "cp",
-        [
-            "--reflink=auto".as_ref(),
-            "--sparse=always".as_ref(),
-            from.as_os_str(),
-            to.as_os_str(),
-        ],
+        ["--reflink=auto".as_ref(), "--sparse=always".as_ref(), from.as_os_str(), to.as_os_str()],
     )
     .map(|_| ())
 }
@@ -77,18 +58,8 @@ impl Mounted {
     /// # Errors
     /// [`Error::Tool`] with what mount said.
     pub fn new(image: &Path, folder: &Path) -> Result<Self> {
-        tool(
-            "mount",
-            [
-                "-o".as_ref(),
-                "loop".as_ref(),
-                image.as_os_str(),
-                folder.as_os_str(),
-            ],
-        )?;
-        Ok(Self {
-            folder: folder.to_owned(),
-        })
+        tool("mount", ["-o".as_ref(), "loop".as_ref(), image.as_os_str(), folder.as_os_str()])?;
+        Ok(Self { folder: folder.to_owned() })
     }
 
     /// Where it is mounted.
@@ -129,20 +100,13 @@ pub fn tool<'a>(program: &str, arguments: impl IntoIterator<Item = &'a OsStr>) -
     let output = command
         .args(arguments)
         .output()
-        .map_err(|source| Error::Start {
-            program: program.to_owned(),
-            source,
-        })?;
+        .map_err(|source| Error::Start { program: program.to_owned(), source })?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(Error::Tool {
         command: format!("{command:?}"),
-        text: format!(
-            "{} {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        ),
+        text: format!("{} {}", output.status, String::from_utf8_lossy(&output.stderr).trim()),
     })
 }
 
@@ -155,18 +119,11 @@ pub fn has_program(name: &str) -> bool {
 }
 
 // Test logs and images are no state of a device: nothing must survive a power cut.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "files of a test, not of a device"
-)]
+#[expect(clippy::disallowed_methods, reason = "files of a test, not of a device")]
 pub(super) fn create(path: &Path) -> Result<File> {
     File::create(path).map_err(io_error("create", path))
 }
 
 pub(super) fn append(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .map_err(io_error("open", path))
+    OpenOptions::new().create(true).append(true).open(path).map_err(io_error("open", path))
 }

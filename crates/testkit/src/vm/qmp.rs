@@ -47,14 +47,8 @@ impl Monitor {
         loop {
             let mut answer = self.line()?;
             if let Some(error) = answer.get("error") {
-                let reason = error["desc"]
-                    .as_str()
-                    .unwrap_or("no reason given")
-                    .to_owned();
-                return Err(Error::Monitor {
-                    command: name.to_owned(),
-                    reason,
-                });
+                let reason = error["desc"].as_str().unwrap_or("no reason given").to_owned();
+                return Err(Error::Monitor { command: name.to_owned(), reason });
             }
             if answer.get("return").is_some() {
                 return Ok(answer["return"].take());
@@ -70,8 +64,7 @@ impl Monitor {
     pub fn press(&mut self, key: &str, hold: Duration) -> Result<()> {
         let keys = json!([{ "type": "qcode", "data": key }]);
         let hold = u64::try_from(hold.as_millis()).unwrap_or(u64::MAX);
-        self.command("send-key", json!({ "keys": keys, "hold-time": hold }))
-            .map(|_| ())
+        self.command("send-key", json!({ "keys": keys, "hold-time": hold })).map(|_| ())
     }
 
     /// Puts a key down or lets it go. A held key does not repeat by itself here: the
@@ -81,8 +74,7 @@ impl Monitor {
     /// [`Error::Monitor`] when qemu does not know the key.
     pub fn key(&mut self, key: &str, down: bool) -> Result<()> {
         let event = json!({ "type": "key", "data": { "down": down, "key": { "type": "qcode", "data": key } } });
-        self.command("input-send-event", json!({ "events": [event] }))
-            .map(|_| ())
+        self.command("input-send-event", json!({ "events": [event] })).map(|_| ())
     }
 
     /// Presses the reset button.
@@ -106,11 +98,7 @@ impl Monitor {
     /// # Errors
     /// [`Error::Monitor`] when the file cannot be written.
     pub fn screen(&mut self, path: &Path) -> Result<()> {
-        self.command(
-            "screendump",
-            json!({ "filename": path.display().to_string() }),
-        )
-        .map(|_| ())
+        self.command("screendump", json!({ "filename": path.display().to_string() })).map(|_| ())
     }
 
     fn line(&mut self) -> Result<Value> {

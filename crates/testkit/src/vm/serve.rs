@@ -88,12 +88,7 @@ impl Server {
                 })
             })
             .collect();
-        Ok(Self {
-            http,
-            address,
-            counting,
-            workers,
-        })
+        Ok(Self { http, address, counting, workers })
     }
 
     /// The address for programs on this host, such as `http://127.0.0.1:4711`.
@@ -161,15 +156,9 @@ fn answer(request: Request, folder: &Path, counting: &Counting) {
             .sum::<usize>();
     let reply = reply_to(&request, folder);
     // Status line, Server, Date, Content-Length and the empty line.
-    let told = 130
-        + reply
-            .headers
-            .iter()
-            .map(|(name, value)| name.len() + value.len() + 4)
-            .sum::<usize>();
-    counting
-        .headers
-        .fetch_add((asked + told) as u64, Ordering::Relaxed);
+    let told =
+        130 + reply.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>();
+    counting.headers.fetch_add((asked + told) as u64, Ordering::Relaxed);
 
     let headers = reply
         .headers
@@ -180,10 +169,8 @@ fn answer(request: Request, folder: &Path, counting: &Counting) {
     // A client that has gone away is no concern of the server's.
     let _ = match reply.body {
         Some(file) => {
-            let body = Counted {
-                inner: file.take(reply.length),
-                count: Arc::clone(&counting.body),
-            };
+            let body =
+                Counted { inner: file.take(reply.length), count: Arc::clone(&counting.body) };
             request.respond(
                 Response::new(status, headers.collect(), body, length, None)
                     .with_chunked_threshold(usize::MAX),
@@ -205,21 +192,13 @@ struct Reply {
 
 impl Reply {
     fn empty(status: u16) -> Self {
-        Self {
-            status,
-            headers: Vec::new(),
-            body: None,
-            length: 0,
-        }
+        Self { status, headers: Vec::new(), body: None, length: 0 }
     }
 }
 
 fn reply_to(request: &Request, folder: &Path) -> Reply {
     if !matches!(request.method(), Method::Get | Method::Head) {
-        return Reply {
-            headers: vec![("Allow", "GET, HEAD".to_owned())],
-            ..Reply::empty(405)
-        };
+        return Reply { headers: vec![("Allow", "GET, HEAD".to_owned())], ..Reply::empty(405) };
     }
     let Some(path) = local_path(folder, request.url()) else {
         return Reply::empty(404);
@@ -252,40 +231,26 @@ fn reply_to(request: &Request, folder: &Path) -> Reply {
     if header("If-None-Match")
         .is_some_and(|tags| tags == "*" || tags.split(',').any(|given| given.trim() == tag))
     {
-        return Reply {
-            headers,
-            ..Reply::empty(304)
-        };
+        return Reply { headers, ..Reply::empty(304) };
     }
     // A range of another version of the file would be worse than the whole file.
     let range = header("Range").filter(|_| header("If-Range").is_none_or(|given| given == tag));
     let (status, start, length) = match range.map(|text| parse_range(&text, size)) {
         None | Some(Range::Ignore) => (200, 0, size),
         Some(Range::Part { start, length }) => {
-            headers.push((
-                "Content-Range",
-                format!("bytes {start}-{}/{size}", start + length - 1),
-            ));
+            headers.push(("Content-Range", format!("bytes {start}-{}/{size}", start + length - 1)));
             (206, start, length)
         }
         Some(Range::Outside) => {
             headers.push(("Content-Range", format!("bytes */{size}")));
-            return Reply {
-                headers,
-                ..Reply::empty(416)
-            };
+            return Reply { headers, ..Reply::empty(416) };
         }
     };
     if start > 0 && file.seek(SeekFrom::Start(start)).is_err() {
         return Reply::empty(500);
     }
     headers.push(("Content-Type", "application/octet-stream".to_owned()));
-    Reply {
-        status,
-        headers,
-        body: Some(file),
-        length,
-    }
+    Reply { status, headers, body: Some(file), length }
 }
 
 /// The file that a request means; nothing for a path that would leave the folder.
@@ -293,9 +258,7 @@ fn local_path(folder: &Path, url: &str) -> Option<PathBuf> {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let path = percent_decode(path.trim_start_matches('/'))?;
     let path = Path::new(&path);
-    path.components()
-        .all(|part| matches!(part, Component::Normal(_)))
-        .then(|| folder.join(path))
+    path.components().all(|part| matches!(part, Component::Normal(_))).then(|| folder.join(path))
 }
 
 fn percent_decode(text: &str) -> Option<String> {
@@ -311,9 +274,7 @@ fn percent_decode(text: &str) -> Option<String> {
             rest = after;
         }
     }
-    String::from_utf8(bytes)
-        .ok()
-        .filter(|text| !text.contains('\0'))
+    String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'))
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -328,9 +289,7 @@ enum Range {
 }
 
 fn parse_range(text: &str, size: u64) -> Range {
-    let Some((first, last)) = text
-        .strip_prefix("bytes=")
-        .and_then(|range| range.split_once('-'))
+    let Some((first, last)) = text.strip_prefix("bytes=").and_then(|range| range.split_once('-'))
     else {
         return Range::Ignore;
     };
@@ -339,29 +298,19 @@ fn parse_range(text: &str, size: u64) -> Range {
         return match last.parse::<u64>() {
             Ok(0) => Range::Outside,
             Ok(_) if size == 0 => Range::Outside,
-            Ok(suffix) => Range::Part {
-                start: size - suffix.min(size),
-                length: suffix.min(size),
-            },
+            Ok(suffix) => Range::Part { start: size - suffix.min(size), length: suffix.min(size) },
             Err(_) => Range::Ignore,
         };
     }
     let Ok(start) = first.parse::<u64>() else {
         return Range::Ignore;
     };
-    let end = if last.is_empty() {
-        Some(u64::MAX)
-    } else {
-        last.parse::<u64>().ok()
-    };
+    let end = if last.is_empty() { Some(u64::MAX) } else { last.parse::<u64>().ok() };
     match end {
         None => Range::Ignore,
         Some(end) if end < start => Range::Ignore,
         Some(_) if start >= size => Range::Outside,
-        Some(end) => Range::Part {
-            start,
-            length: end.min(size - 1) - start + 1,
-        },
+        Some(end) => Range::Part { start, length: end.min(size - 1) - start + 1 },
     }
 }
 
@@ -376,14 +325,8 @@ mod tests {
         write!(stream, "{request}Host: x\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).unwrap();
-        let split = answer
-            .windows(4)
-            .position(|window| window == b"\r\n\r\n")
-            .unwrap();
-        (
-            String::from_utf8(answer[..split].to_vec()).unwrap(),
-            answer[split + 4..].to_vec(),
-        )
+        let split = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+        (String::from_utf8(answer[..split].to_vec()).unwrap(), answer[split + 4..].to_vec())
     }
 
     fn served() -> (Server, tempfile::TempDir) {
@@ -417,10 +360,7 @@ mod tests {
         let (head, _) = ask(&server, "GET /sub/a%20b HTTP/1.1\r\nRange: bytes=10-\r\n");
         assert!(head.starts_with("HTTP/1.1 416"), "{head}");
         let (head, body) = ask(&server, "GET /empty HTTP/1.1\r\n");
-        assert!(
-            head.starts_with("HTTP/1.1 200") && body.is_empty(),
-            "{head}"
-        );
+        assert!(head.starts_with("HTTP/1.1 200") && body.is_empty(), "{head}");
         let (head, body) = ask(&server, "HEAD /sub/a%20b HTTP/1.1\r\n");
         assert!(
             head.starts_with("HTTP/1.1 200")
@@ -428,20 +368,10 @@ mod tests {
                 && body.is_empty(),
             "{head}"
         );
-        let name = folder
-            .path()
-            .file_name()
-            .unwrap()
-            .to_string_lossy()
-            .into_owned();
-        for path in [
-            "/sub",
-            "/",
-            "/missing",
-            "/%2e%2e/x",
-            &format!("/../{name}.secret"),
-            "/sub/%00",
-        ] {
+        let name = folder.path().file_name().unwrap().to_string_lossy().into_owned();
+        for path in
+            ["/sub", "/", "/missing", "/%2e%2e/x", &format!("/../{name}.secret"), "/sub/%00"]
+        {
             let (head, _) = ask(&server, &format!("GET {path} HTTP/1.1\r\n"));
             assert!(head.starts_with("HTTP/1.1 404"), "{path}: {head}");
         }
