@@ -31,6 +31,11 @@ pub(crate) struct Content {
     pub(crate) digest: ContentDigest,
 }
 
+impl Content {
+    /// Stands for one that was passed over.
+    pub(crate) const NONE: Self = Self { size: 0, digest: ContentDigest([0; 32]) };
+}
+
 /// Why a content could not be taken: the reader failed (the caller knows what it reads),
 /// or something else did.
 #[derive(Debug)]

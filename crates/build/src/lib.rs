@@ -21,11 +21,14 @@
 #![forbid(unsafe_code)]
 
 mod contents;
+mod decode;
 mod error;
 mod facts;
 mod pack;
 pub mod repo;
 mod scan;
+mod tar;
+mod tree;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -132,7 +135,16 @@ impl Source {
                 progress.end();
                 Ok(manifest)
             }
-            Self::Tar { name, .. } => Err(BuildError::Archive { archive: name, why: "is not read yet".into() }),
+            Self::Tar { reader, name, size } => {
+                let (reader, compressed) = decode::open(reader, &name)?;
+                let total = size.filter(|_| !compressed);
+                progress.begin("reading the archive", Unit::Bytes, total);
+                let mut tree = tree::Tree::new();
+                let mut members = tar::Members::new(reader, name);
+                tree.take(&mut members, contents, false, &|_| true)?;
+                progress.end();
+                tree.finish()
+            }
             Self::Oci { .. } => Err(BuildError::Image { why: "is not read yet".into() }),
         }
     }

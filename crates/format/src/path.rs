@@ -21,6 +21,19 @@ pub struct PathError {
     why: &'static str,
 }
 
+impl PathError {
+    /// What is wrong with the path, without the path.
+    pub fn why(&self) -> &'static str {
+        self.why
+    }
+}
+
+/// Bytes of a name for people: readable text stays, control and non-UTF-8 bytes are
+/// escaped.
+pub fn show(bytes: &[u8]) -> String {
+    escape::show(bytes)
+}
+
 /// A path inside a tree. The root is the empty path; every other is components
 /// joined by `/`, any bytes but `/` and zero (newlines and what is not UTF-8 included).
 /// Ordered by components, so that a directory stands directly before what it holds.
