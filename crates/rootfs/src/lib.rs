@@ -10,6 +10,16 @@
 //! ```
 
 pub mod mount;
+mod layer;
+pub mod layout;
+pub mod locate;
+pub mod stage;
+pub mod state;
 pub mod store;
+mod tree;
+pub mod verify;
+pub mod view;
 
+pub use layout::{Needed, Request, RootLayout, SourceCheck, StagePlan};
+pub use stage::{Details, Staged, Verified};
 pub use store::{Deployment, Listing, Store, StoreError, Strange};

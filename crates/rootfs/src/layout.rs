@@ -1,0 +1,466 @@
+//! How a root is held: as layers or as one tree. A plan is pure data; the two layouts
+//! differ only in what has to be written and what the stack then is.
+//!
+//! ```text
+//!              base is an overlay         base is a tree       no base
+//! Overlay      update layer over it       whole base layer     whole base layer
+//! HardLink     whole tree, linked         whole tree, linked   whole tree
+//! ```
+//!
+//! So a device moves from one layout to the other by an upgrade. Everything else (where
+//! each content comes from, staging, verifying, committing) is shared.
+//!
+//! Callers: the update manager: `plan`, then fetch what [`StagePlan::fetch`] lists, then
+//! [`RootLayout::stage`].
+
+use std::collections::{HashMap, HashSet};
+
+use varve_format::change::{Change, changes};
+use varve_format::deployment::{LayerKind, Layout, Stack};
+use varve_format::manifest::Manifest;
+use varve_format::tree::Kind;
+use varve_format::{ContentDigest, DeploymentName, LayerName, TreePath};
+use varve_sys::task::{Cancel, Progress};
+
+use crate::layer::{self, Shape};
+use crate::locate::{self, Origin};
+use crate::stage::{StageError, Staged};
+use crate::store::{Deployment, Store, StoreError};
+use crate::verify::{Difference, VerifyError};
+
+/// The deepest directory that a device holds: each level costs an open descriptor.
+pub const MAX_DEPTH: usize = 200;
+
+/// Whether what is already here is read before it is built upon.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum SourceCheck {
+    /// No: the staged whole is verified afterwards, as far as asked for then.
+    #[default]
+    Trust,
+    /// Yes, every byte and attribute of the base: what is damaged is neither linked nor
+    /// copied nor left showing in a lower layer, but written anew and, if no other
+    /// deployment has it, fetched. After this, staging need not be verified beyond
+    /// [`crate::verify::Level::NewContents`].
+    Contents,
+}
+
+/// A content and its length in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Needed {
+    /// Which.
+    pub digest: ContentDigest,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// What will be done to make a deployment of a release.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StagePlan {
+    /// The deployment that will be.
+    pub name: DeploymentName,
+    /// The deployment that it is built upon.
+    pub base: Option<DeploymentName>,
+    /// What will boot.
+    pub stack: Stack,
+    /// The layer or tree that is written; a part of `stack`.
+    pub part: LayerName,
+    /// What kind of layer that is; none for a tree.
+    pub layer_kind: Option<LayerKind>,
+    /// Contents that are not on this device: must be in incoming/ before staging.
+    pub fetch: Vec<Needed>,
+    /// Contents that are needed and are in incoming/ already.
+    pub incoming: Vec<Needed>,
+    /// Paths that are written; the others show from layers below.
+    pub paths: u64,
+    /// Files that become one more name of an inode of the base.
+    pub linked: u64,
+    /// Contents that are copied (or shared as blocks) from deployments that are here.
+    pub copied: u64,
+    /// Names of the base that are hidden by a whiteout.
+    pub whiteouts: u64,
+    /// Bytes that staging itself writes: copies and directories, *without* what is
+    /// fetched into incoming/, which staging links.
+    pub write_bytes: u64,
+    /// Inodes that staging itself makes, without those of fetched contents.
+    pub write_inodes: u64,
+    /// What [`SourceCheck::Contents`] found damaged in the base.
+    pub damaged: Vec<Difference>,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) shape: Shape,
+    /// Deployments that [`Source::Copy`] refers to.
+    pub(crate) origins: Vec<DeploymentName>,
+}
+
+/// One entry of the manifest that is written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Step {
+    /// Its index in the manifest.
+    pub(crate) at: u32,
+    /// Where a file comes from.
+    pub(crate) source: Source,
+}
+
+/// Where a file's inode or content comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Source {
+    /// No content: everything but files with bytes.
+    Fresh,
+    /// One more name of the base's inode at this path; none: at the same path.
+    Link(Option<TreePath>),
+    /// incoming/: the inode itself, which gets this entry's attributes.
+    Incoming,
+    /// incoming/: a copy, because another entry of other attributes has the inode.
+    CopyIncoming,
+    /// A copy of a file of `origins[.0]`.
+    Copy(u16, TreePath),
+}
+
+/// Why no plan can be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The base could not be checked.
+    #[error(transparent)]
+    Check(#[from] VerifyError),
+    /// The release has a device that overlayfs takes for "deleted".
+    #[error("the release has a character device 0:0 at {path}, which an overlay takes for a deleted name")]
+    Whiteout {
+        /// Where.
+        path: TreePath,
+    },
+    /// The release has too deep a directory.
+    #[error("the release has a path deeper than {MAX_DEPTH} directories: {path}")]
+    Depth {
+        /// Where.
+        path: TreePath,
+    },
+}
+
+impl From<varve_sys::SysError> for PlanError {
+    fn from(error: varve_sys::SysError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// What is to be planned.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// Where.
+    pub store: &'a Store,
+    /// The deployment to build upon: what boots now, most of all.
+    pub base: Option<&'a Deployment>,
+    /// What the new deployment will be called; a free name.
+    pub name: &'a DeploymentName,
+    /// What it will hold.
+    pub manifest: &'a Manifest,
+    /// Whether what is here is read first.
+    pub check: SourceCheck,
+    /// Hears of the reading.
+    pub progress: &'a dyn Progress,
+    /// Stops the reading.
+    pub cancel: &'a Cancel,
+}
+
+/// A way to hold a root.
+pub trait RootLayout {
+    /// Which.
+    fn layout(&self) -> Layout;
+
+    /// What has to be written over the base (none: a whole tree), and the stack that
+    /// then is; `part` is the name of what is written.
+    fn shape(
+        &self,
+        base: Option<(&Deployment, &Manifest)>,
+        manifest: &Manifest,
+        damaged: &[Difference],
+        part: LayerName,
+    ) -> (Shape, Stack);
+
+    /// Sees what is here and what is missing. Writes nothing.
+    fn plan(&self, request: &Request<'_>) -> Result<StagePlan, PlanError> {
+        plan(request, |base, damaged, part| self.shape(base, request.manifest, damaged, part))
+    }
+
+    /// Writes what the plan says into staging/. Everything that the plan lists as
+    /// needed must be in incoming/. `release` says whose layer it will be.
+    fn stage<'a>(
+        &self,
+        store: &'a Store,
+        plan: StagePlan,
+        manifest: &'a Manifest,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Staged<'a>, StageError> {
+        crate::stage::stage(store, plan, manifest, progress, cancel)
+    }
+}
+
+/// The layout that a record or a configuration names.
+pub fn of(layout: Layout) -> &'static dyn RootLayout {
+    match layout {
+        Layout::Overlay => &Overlay,
+        Layout::HardLink => &HardLink,
+    }
+}
+
+/// Latest over previous.
+#[derive(Clone, Copy, Debug)]
+pub struct Overlay;
+
+/// A tree of hard links, changed files replaced.
+#[derive(Clone, Copy, Debug)]
+pub struct HardLink;
+
+impl RootLayout for Overlay {
+    fn layout(&self) -> Layout {
+        Layout::Overlay
+    }
+
+    fn shape(
+        &self,
+        base: Option<(&Deployment, &Manifest)>,
+        manifest: &Manifest,
+        damaged: &[Difference],
+        part: LayerName,
+    ) -> (Shape, Stack) {
+        let mut layers = vec![part];
+        let shape = match base {
+            Some((base, old)) if base.record.stack.layout() == Layout::Overlay => {
+                layers.extend_from_slice(base.record.stack.layers());
+                layer::shape(old, manifest, damaged)
+            }
+            _ => Shape::whole(manifest),
+        };
+        (shape, Stack::Overlay { layers })
+    }
+}
+
+impl RootLayout for HardLink {
+    fn layout(&self) -> Layout {
+        Layout::HardLink
+    }
+
+    fn shape(
+        &self,
+        _base: Option<(&Deployment, &Manifest)>,
+        manifest: &Manifest,
+        _damaged: &[Difference],
+        part: LayerName,
+    ) -> (Shape, Stack) {
+        (Shape::whole(manifest), Stack::HardLink { tree: part })
+    }
+}
+
+/// A directory takes a block or more on every file system of ours.
+const DIRECTORY_BYTES: u64 = 4096;
+
+fn plan(
+    request: &Request<'_>,
+    shape: impl Fn(
+        Option<(&Deployment, &Manifest)>,
+        &[Difference],
+        LayerName,
+    ) -> (Shape, Stack),
+) -> Result<StagePlan, PlanError> {
+    let Request { store, base, manifest, .. } = *request;
+    check_holdable(manifest)?;
+    // A base without a manifest (a stack that no release describes) cannot be built
+    // upon: nothing says what is in it.
+    let old = match base {
+        Some(base) => match store.manifest(base.name()) {
+            Ok(old) => Some((base, old)),
+            Err(StoreError::NoManifest { .. }) => None,
+            Err(error) => return Err(error.into()),
+        },
+        None => None,
+    };
+    let mut damaged = Vec::new();
+    if let (Some((base, old)), SourceCheck::Contents) = (&old, request.check) {
+        let dirs = store.stack_dirs(&base.record.stack)?;
+        damaged = locate::damaged(dirs, old, request.progress, request.cancel)?;
+    }
+    let base = old.as_ref().map(|(base, old)| (*base, old));
+    let part = store.free_layer_name(request.name.as_str())?;
+    let (shape, stack) = shape(base, &damaged, part.clone());
+    let layer_kind = match stack.layers() {
+        [] => None,
+        [_] => Some(LayerKind::Base),
+        _ => Some(LayerKind::Update),
+    };
+    let mut plan = StagePlan {
+        name: request.name.clone(),
+        base: base.map(|(base, _)| base.name().clone()),
+        stack,
+        part,
+        layer_kind,
+        fetch: Vec::new(),
+        incoming: Vec::new(),
+        paths: shape.write.len() as u64,
+        linked: 0,
+        copied: 0,
+        whiteouts: shape.whiteouts.len() as u64,
+        write_bytes: 0,
+        write_inodes: shape.whiteouts.len() as u64,
+        damaged,
+        steps: Vec::new(),
+        shape,
+        origins: Vec::new(),
+    };
+    find_sources(request, base.map(|(_, old)| old), &mut plan)?;
+    Ok(plan)
+}
+
+fn check_holdable(manifest: &Manifest) -> Result<(), PlanError> {
+    for entry in manifest.entries() {
+        if matches!(entry.kind, Kind::CharDevice(device) if device.0 == 0) {
+            return Err(PlanError::Whiteout { path: entry.path.clone() });
+        }
+        if entry.path.as_bytes().iter().filter(|&&b| b == b'/').count() >= MAX_DEPTH {
+            return Err(PlanError::Depth { path: entry.path.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// Decides for each entry that is written where it comes from: the base's inode, what
+/// is in incoming already, another file here with that content, or outside.
+fn find_sources(
+    request: &Request<'_>,
+    base: Option<&Manifest>,
+    plan: &mut StagePlan,
+) -> Result<(), PlanError> {
+    let Request { store, manifest, .. } = *request;
+    let mut sources = match base {
+        Some(old) => linkable(old, manifest, &plan.shape.write, &plan.damaged),
+        None => HashMap::new(),
+    };
+    let contents = |at: u32| match manifest.entries()[at as usize].kind {
+        Kind::Regular { size, digest } if size > 0 => Some(Needed { digest, size }),
+        _ => None,
+    };
+    let missing: HashSet<ContentDigest> = plan
+        .shape
+        .write
+        .iter()
+        .filter(|at| !sources.contains_key(at))
+        .filter_map(|&at| contents(at).map(|needed| needed.digest))
+        .collect();
+    let mut in_incoming = HashSet::new();
+    for digest in &missing {
+        if store.incoming_size(digest)?.is_some() {
+            in_incoming.insert(*digest);
+        }
+    }
+    let elsewhere: HashSet<_> = missing.difference(&in_incoming).copied().collect();
+    let index = locate::ContentIndex::find(
+        store,
+        &elsewhere,
+        base.and(request.base).map(|base| (base, &plan.damaged[..])),
+        request.check,
+    )?;
+    let mut seen = HashSet::new();
+    for &at in &plan.shape.write {
+        let needed = contents(at);
+        let source = match (sources.remove(&at), needed) {
+            (Some(link), _) => link,
+            (None, None) => Source::Fresh,
+            (None, Some(needed)) => {
+                let first = seen.insert(needed.digest);
+                match index.get(&needed.digest) {
+                    Some(Origin { deployment, path }) => {
+                        plan.copied += 1;
+                        plan.write_bytes += needed.size;
+                        Source::Copy(*deployment, path.clone())
+                    }
+                    None if first => {
+                        let here = in_incoming.contains(&needed.digest);
+                        if here { &mut plan.incoming } else { &mut plan.fetch }.push(needed);
+                        Source::Incoming
+                    }
+                    None => {
+                        plan.write_bytes += needed.size;
+                        Source::CopyIncoming
+                    }
+                }
+            }
+        };
+        match (&source, &manifest.entries()[at as usize].kind) {
+            (Source::Link(_), _) => plan.linked += 1,
+            (Source::Incoming, _) | (_, Kind::HardLink { .. }) => {}
+            (_, Kind::Directory) => {
+                plan.write_inodes += 1;
+                plan.write_bytes += DIRECTORY_BYTES;
+            }
+            _ => plan.write_inodes += 1,
+        }
+        plan.steps.push(Step { at, source });
+    }
+    plan.origins = index.into_deployments();
+    Ok(())
+}
+
+/// For the entries of `write` that the base has as the very same inode (content, mode,
+/// owner, time, attributes): which of its names. An inode of the base is given to one
+/// inode of the new tree alone: two would become one file.
+fn linkable(
+    old: &Manifest,
+    new: &Manifest,
+    write: &[u32],
+    damaged: &[Difference],
+) -> HashMap<u32, Source> {
+    let mut links = HashMap::new();
+    let bad = layer::damaged_inodes(old, damaged);
+    let mut claimed: HashSet<usize> = bad.clone();
+    let mut changed: HashSet<&TreePath> = HashSet::new();
+    for change in changes(old, new) {
+        if let Change::Added(entry) | Change::Modified { new: entry, .. } = change {
+            changed.insert(&entry.path);
+        }
+    }
+    let is_file = |at: u32| matches!(new.entries()[at as usize].kind, Kind::Regular { .. });
+    let mut moved: HashMap<ContentDigest, Vec<u32>> = HashMap::new();
+    for &at in write.iter().filter(|&&at| is_file(at)) {
+        let entry = &new.entries()[at as usize];
+        if !changed.contains(&entry.path) {
+            let same = old.index(&entry.path).expect("unchanged means that both have it");
+            if !bad.contains(&same) {
+                claimed.insert(same);
+                links.insert(at, Source::Link(None));
+                continue;
+            }
+        }
+        if let Kind::Regular { digest, .. } = entry.kind {
+            moved.entry(digest).or_default().push(at);
+        }
+    }
+    // What shows from a layer below stays one file with itself alone.
+    let written: HashSet<u32> = write.iter().copied().collect();
+    for (at, entry) in new.entries().iter().enumerate() {
+        if !written.contains(&(at as u32))
+            && let Some(same) = old.index(&entry.path)
+        {
+            claimed.insert(same);
+        }
+    }
+    for (from, entry) in old.entries().iter().enumerate() {
+        let Kind::Regular { digest, .. } = entry.kind else { continue };
+        let Some(wanting) = moved.get_mut(&digest) else { continue };
+        if claimed.contains(&from) {
+            continue;
+        }
+        let fits = |at: &u32| {
+            let wants = &new.entries()[*at as usize];
+            wants.kind == entry.kind && wants.meta == entry.meta
+        };
+        if let Some(place) = wanting.iter().position(fits) {
+            let at = wanting.swap_remove(place);
+            let path = (new.entries()[at as usize].path != entry.path).then(|| entry.path.clone());
+            links.insert(at, Source::Link(path));
+            claimed.insert(from);
+        }
+    }
+    links
+}
