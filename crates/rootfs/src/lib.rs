@@ -10,12 +10,16 @@
 //! ```
 
 pub mod mount;
+pub mod collect;
 mod layer;
 pub mod layout;
 pub mod locate;
+pub mod merge;
+pub mod reconcile;
 pub mod stage;
 pub mod state;
 pub mod store;
+mod three_way;
 mod tree;
 pub mod verify;
 pub mod view;
