@@ -1,0 +1,1 @@
+//! Deltas between two releases that see inside compressed files.
