@@ -1,0 +1,458 @@
+//! Folds neighbouring layers of a stack into one, never in place.
+//!
+//! ```text
+//! before   [u3, u2, u1, base]   fold 2..4      after   [u3, u2, base']
+//!
+//! staging/<deployment>/layer/{layer.toml,tree/}     made of hard links to the old layers
+//!   proved equal to the deployment's manifest       (its whole new stack)
+//!   -> layers/<new>, then the record is replaced    the commit point
+//! the old layers stay for `collect`, once nothing is mounted on them
+//! ```
+//!
+//! It works from the layers alone, by the rules in [`crate::view`], since a layer made on
+//! the device has no manifest. What would mean something else elsewhere is refused:
+//! redirects, metacopy, and any private attribute of overlayfs that is not known here.
+//! Those that only help one mount (`origin`, `impure`, `nlink`, `uuid`) are left out;
+//! a file that has one is copied, because an attribute belongs to the inode.
+//!
+//! When a lower part of the stack stays (the fold does not reach the base), whiteouts and
+//! opaque marks are kept for it. Caller: the update manager.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::ops::Range;
+
+use varve_format::TreePath;
+use varve_format::deployment::{DeploymentRecord, FORMAT, LayerKind, LayerRecord, Stack};
+use varve_format::manifest::Manifest;
+use varve_format::{DeploymentName, LayerName};
+use varve_sys::task::{Cancel, Cancelled, Progress, Unit};
+use varve_sys::{Attributes, Dir, FileType, Stat, SysError, Xattrs, durable};
+
+use crate::stage::{Part, StageError, begin, write_layer_record};
+use crate::store::{Deployment, LAYER_TREE, Store, StoreError};
+use crate::verify::{Contents, Level, Report, VerifyError, verify};
+use crate::view::{Found, Looked, MergedDir, OPAQUE};
+
+const PRIVATE: &[u8] = b"trusted.overlay.";
+/// What overlayfs keeps for one mount alone: left out of a merged layer.
+const DROPPED: [&[u8]; 5] = [b"origin", b"impure", b"nlink", b"uuid", b"opaque"];
+
+/// Why layers could not be folded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MergeError {
+    /// The disk.
+    #[error(transparent)]
+    Sys(#[from] SysError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Staging.
+    #[error(transparent)]
+    Stage(StageError),
+    /// Asked to stop.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    /// The deployment has no such layers.
+    #[error("deployment {name} has {layers} layers: there is no range {range:?} of two or more to fold")]
+    Range {
+        /// Which.
+        name: DeploymentName,
+        /// How many it has; none for a tree.
+        layers: usize,
+        /// What was asked for.
+        range: Range<usize>,
+    },
+    /// A layer says something by overlayfs's means that it does not show by itself.
+    #[error("{path} in layer {layer} has the attribute {name}, which cannot be folded")]
+    Refused {
+        /// Which layer.
+        layer: LayerName,
+        /// Where in it.
+        path: TreePath,
+        /// Which attribute.
+        name: String,
+    },
+    /// The merged stack is not what the deployment's manifest says. It was deleted; the
+    /// old layers boot as before.
+    #[error("the merged layers differ from the deployment's manifest in {} paths", report.count)]
+    Differs {
+        /// How.
+        report: Box<Report>,
+    },
+}
+
+impl From<StageError> for MergeError {
+    fn from(error: StageError) -> Self {
+        match error {
+            StageError::Sys(error) => Self::Sys(error),
+            StageError::Store(error) => Self::Store(error),
+            StageError::Cancelled(error) => Self::Cancelled(error),
+            other => Self::Stage(other),
+        }
+    }
+}
+
+impl From<VerifyError> for MergeError {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::Sys(error) => Self::Sys(error),
+            VerifyError::Cancelled(error) => Self::Cancelled(error),
+        }
+    }
+}
+
+type Result<T> = std::result::Result<T, MergeError>;
+
+/// What a merge did.
+#[derive(Debug)]
+pub struct Merged {
+    /// The deployment with its new stack.
+    pub deployment: Deployment,
+    /// The new layer.
+    pub layer: LayerName,
+    /// What was done.
+    pub counts: Counts,
+    /// The comparison with the manifest, where there is one.
+    pub report: Option<Report>,
+}
+
+/// What a merged layer is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    /// Directories made anew.
+    pub directories: u64,
+    /// Names linked to the old layers' inodes.
+    pub linked: u64,
+    /// Files copied, because they had private attributes or too many names.
+    pub copied: u64,
+    /// Whiteouts kept for the layers below.
+    pub whiteouts: u64,
+}
+
+/// Folds the layers `range` (0 is the newest) of a deployment's stack. The new layer
+/// shows what they showed. `created` is now, in seconds since 1970; `level` says how
+/// much of the whole is compared with the manifest before the record is replaced.
+pub fn merge(
+    store: &Store,
+    name: &DeploymentName,
+    range: Range<usize>,
+    created: i64,
+    level: Level,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<Merged> {
+    let deployment = store.deployment(name)?;
+    let layers = deployment.record.stack.layers();
+    if range.end > layers.len() || range.len() < 2 {
+        let (name, layers) = (name.clone(), layers.len());
+        return Err(MergeError::Range { name, layers, range });
+    }
+    let manifest = match store.manifest(name) {
+        Ok(manifest) => Some(manifest),
+        Err(StoreError::NoManifest { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let folded = &layers[range.clone()];
+    let newest = store.layer(&folded[0])?;
+    let to_base = range.end == layers.len();
+    let record = LayerRecord {
+        format: FORMAT,
+        name: store.free_layer_name(&format!("{name}.merged"))?,
+        created,
+        kind: if to_base { LayerKind::Base } else { newest.kind },
+        release: newest.release,
+        title: newest.title,
+    };
+    let staging = begin(store, name)?;
+    let layer = staging.make_dir("layer", 0o755)?;
+    let target = layer.make_dir(LAYER_TREE, 0o700)?;
+
+    let mut dirs = Vec::new();
+    for name in folded {
+        dirs.push(store.layer_tree(name)?);
+    }
+    let total = manifest.as_ref().map(|manifest| manifest.entries().len() as u64);
+    progress.begin("merging", Unit::Paths, total);
+    let counts = match fold(dirs, &target, to_base, progress, cancel) {
+        Ok(counts) => counts,
+        Err(FoldError::Refused { layer, path, name }) => {
+            abandon(store, name_of(&deployment))?;
+            return Err(MergeError::Refused { layer: folded[layer].clone(), path, name });
+        }
+        Err(FoldError::Sys(error)) => return Err(error.into()),
+        Err(FoldError::Cancelled(error)) => return Err(error.into()),
+    };
+    progress.end();
+
+    let mut stack = layers.to_vec();
+    stack.splice(range.clone(), [record.name.clone()]);
+    let report = match &manifest {
+        Some(manifest) => {
+            let report = prove(store, &stack, range.start, target, manifest, level, progress, cancel)?;
+            if !report.is_clean() {
+                abandon(store, name_of(&deployment))?;
+                return Err(MergeError::Differs { report: Box::new(report) });
+            }
+            Some(report)
+        }
+        None => None,
+    };
+    write_layer_record(&layer, &record)?;
+    let new = DeploymentRecord { stack: Stack::Overlay { layers: stack }, ..deployment.record };
+    commit(store, &staging, &record.name, &new)?;
+    let deployment = Deployment { record: new, ..deployment };
+    Ok(Merged { deployment, layer: record.name, counts, report })
+}
+
+/// The old stack boots until the record is replaced, the new one from then on.
+fn commit(store: &Store, staging: &Dir, layer: &LayerName, new: &DeploymentRecord) -> Result<()> {
+    let part = Part { is_layer: true, name: layer.clone() };
+    part.announce(staging)?;
+    durable::sync_file_system(store.dir())?;
+    part.move_into_place(store, staging)?;
+    store.replace_record(new)?;
+    Ok(durable::discard(store.staging(), new.name.as_str(), store.trash())?)
+}
+
+fn name_of(deployment: &Deployment) -> &DeploymentName {
+    &deployment.record.name
+}
+
+fn abandon(store: &Store, name: &DeploymentName) -> Result<()> {
+    Ok(durable::discard(store.staging(), name.as_str(), store.trash())?)
+}
+
+/// Compares the whole new stack with the manifest; `target` stands for its layer `at`.
+#[expect(clippy::too_many_arguments, reason = "one caller; a struct would only rename them")]
+fn prove(
+    store: &Store,
+    stack: &[LayerName],
+    at: usize,
+    target: Dir,
+    manifest: &Manifest,
+    level: Level,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<Report> {
+    let mut target = Some(target);
+    let mut dirs = Vec::new();
+    for (index, name) in stack.iter().enumerate() {
+        match target.take_if(|_| index == at) {
+            Some(target) => dirs.push(target),
+            None => dirs.push(store.layer_tree(name)?),
+        }
+    }
+    // A merge writes no contents of its own.
+    let contents = match level {
+        Level::Structure | Level::NewContents => Contents::Nothing,
+        Level::Full => Contents::Everything,
+    };
+    Ok(verify(dirs, manifest, contents, progress, cancel)?)
+}
+
+/// Why a fold stopped. The layer is by its place in the fold.
+#[derive(Debug, thiserror::Error)]
+pub enum FoldError {
+    /// The disk.
+    #[error(transparent)]
+    Sys(#[from] SysError),
+    /// Asked to stop.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    /// A private attribute that cannot be folded.
+    #[error("{path} has the attribute {name}, which cannot be folded")]
+    Refused {
+        /// Which layer, 0 the newest.
+        layer: usize,
+        /// Where in it.
+        path: TreePath,
+        /// Which attribute.
+        name: String,
+    },
+}
+
+/// Folds directories in overlay form (newest first) into the empty directory `target`
+/// of the same file system. `to_base` says that nothing will lie below the result, so
+/// that it needs no whiteouts and no opaque marks. Nothing is synced.
+pub fn fold(
+    layers: Vec<Dir>,
+    target: &Dir,
+    to_base: bool,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> std::result::Result<Counts, FoldError> {
+    let mut fold =
+        Fold { to_base, copies: HashMap::new(), top: target, counts: Counts::default(), progress, cancel };
+    let root = MergedDir::root(layers);
+    fold.directory(&root, target, &TreePath::root(), false)?;
+    Ok(fold.counts)
+}
+
+struct Fold<'a> {
+    to_base: bool,
+    /// Where the copy of an inode with several names is, below `top`.
+    copies: HashMap<(u64, u64), TreePath>,
+    top: &'a Dir,
+    counts: Counts,
+    progress: &'a dyn Progress,
+    cancel: &'a Cancel,
+}
+
+impl Fold<'_> {
+    /// Fills `target` with what `dir` shows, then gives it `dir`'s attributes. `opaque`:
+    /// it is to hide what lies below the fold.
+    fn directory(
+        &mut self,
+        dir: &MergedDir,
+        target: &Dir,
+        path: &TreePath,
+        opaque: bool,
+    ) -> std::result::Result<(), FoldError> {
+        self.cancel.check()?;
+        let names = dir.names()?;
+        for (name, looked) in &names {
+            match looked {
+                Looked::Nothing => {}
+                Looked::Whiteout if self.to_base || dir.is_cut() => {}
+                Looked::Whiteout => {
+                    target.whiteout(name)?;
+                    self.counts.whiteouts += 1;
+                }
+                Looked::Found(found) if found.stat.is_dir() => {
+                    target.mkdir(name, 0o700)?;
+                    let below = dir.enter(name, found)?;
+                    let opaque = found.cut && !dir.is_cut() && !self.to_base;
+                    let path = below_path(path, name);
+                    self.directory(&below, &target.open_dir(name)?, &path, opaque)?;
+                }
+                Looked::Found(found) => self.inode(dir, name, found, target, path)?,
+            }
+        }
+        self.progress.advance(names.len() as u64);
+        self.counts.directories += 1;
+        let top = &dir.parts()[0];
+        let mut xattrs = self.xattrs(&top.dir, OsStr::new("."), top.layer, path, true)?.kept;
+        if opaque {
+            xattrs.push((OPAQUE.into(), (*b"y").into()));
+        }
+        let stat = top.dir.stat(".")?;
+        Ok(target.set_attributes(".", &attributes(&stat, &xattrs))?)
+    }
+
+    fn inode(
+        &mut self,
+        dir: &MergedDir,
+        name: &OsStr,
+        found: &Found,
+        target: &Dir,
+        path: &TreePath,
+    ) -> std::result::Result<(), FoldError> {
+        let holder = dir.holder(found);
+        let layer = dir.parts()[found.part].layer;
+        let stat = &found.stat;
+        // A symbolic link, device or fifo may carry overlayfs's marks as well.
+        let attributes_of = self.xattrs(holder, name, layer, &below_path(path, name), false)?;
+        if attributes_of.dropped == 0 {
+            match holder.hard_link(name, target, name) {
+                Ok(()) => {
+                    self.counts.linked += 1;
+                    return Ok(());
+                }
+                Err(error) if error.is_too_many_links() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.copy(holder, name, stat, &attributes_of.kept, target, path)
+    }
+
+    /// Copies one inode, and keeps the names that it has in the fold together.
+    fn copy(
+        &mut self,
+        holder: &Dir,
+        name: &OsStr,
+        stat: &Stat,
+        xattrs: &Xattrs,
+        target: &Dir,
+        path: &TreePath,
+    ) -> std::result::Result<(), FoldError> {
+        let inode = (stat.device, stat.inode);
+        if let Some(first) = self.copies.get(&inode) {
+            let parent = self.top.open_dir(first.parent().expect("a name").as_path())?;
+            match parent.hard_link(first.name(), target, name) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_too_many_links() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.counts.copied += 1;
+        let attributes = attributes(stat, xattrs);
+        match stat.file_type() {
+            FileType::RegularFile => {
+                let mut file = target.create_file(name, 0o600)?;
+                file.copy_from(&holder.open_file(name)?)?;
+                file.set_attributes(&attributes)?;
+            }
+            FileType::Symlink => {
+                target.symlink(&holder.read_link(name)?, name)?;
+                target.set_attributes(name, &attributes)?;
+            }
+            _ => {
+                target.mknod(name, stat.mode, stat.special)?;
+                target.set_attributes(name, &attributes)?;
+            }
+        }
+        if stat.links > 1 {
+            self.copies.insert(inode, below_path(path, name));
+        }
+        Ok(())
+    }
+
+    /// An inode's attributes without overlayfs's own; an error for one that changes
+    /// what the layer shows.
+    fn xattrs(
+        &self,
+        dir: &Dir,
+        name: &OsStr,
+        layer: usize,
+        path: &TreePath,
+        is_dir: bool,
+    ) -> std::result::Result<Filtered, FoldError> {
+        let all = dir.xattrs(name)?;
+        let before = all.len();
+        let mut kept = Xattrs::new();
+        for (name, value) in all {
+            match name.strip_prefix(PRIVATE) {
+                None => kept.push((name, value)),
+                Some(private) if DROPPED.contains(&private) && (is_dir || private != b"opaque") => {}
+                Some(_) => {
+                    let name = String::from_utf8_lossy(&name).into_owned();
+                    return Err(FoldError::Refused { layer, path: path.clone(), name });
+                }
+            }
+        }
+        Ok(Filtered { dropped: before - kept.len(), kept })
+    }
+}
+
+struct Filtered {
+    kept: Xattrs,
+    dropped: usize,
+}
+
+fn attributes<'a>(stat: &Stat, xattrs: &'a Xattrs) -> Attributes<'a> {
+    Attributes {
+        mode: stat.mode & 0o7777,
+        uid: stat.uid,
+        gid: stat.gid,
+        mtime: stat.mtime,
+        xattrs,
+    }
+}
+
+/// A path for messages and for finding a copy again. The kernel gave the name; only a
+/// path longer than PATH_MAX fails, and then the directory's stands for it.
+fn below_path(path: &TreePath, name: &OsStr) -> TreePath {
+    path.join(std::os::unix::ffi::OsStrExt::as_bytes(name)).unwrap_or_else(|_| path.clone())
+}
