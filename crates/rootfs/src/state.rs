@@ -19,7 +19,8 @@ use varve_format::tree::{Entry, Kind};
 use varve_format::{DeploymentName, TreePath};
 use varve_sys::{Dir, SysError, copy, durable};
 
-use crate::store::Store;
+use crate::reconcile::{Reconciled, reconcile};
+use crate::store::{Store, StoreError};
 use crate::tree::attributes;
 
 const VERSIONED: &str = "versioned";
@@ -35,6 +36,9 @@ pub enum StateError {
     /// The disk.
     #[error(transparent)]
     Sys(#[from] SysError),
+    /// A layer of one of the two releases.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The release has something else at a state path, or nothing.
     #[error("the release has no directory {path} to keep state in")]
     NoDirectory {
@@ -46,8 +50,8 @@ pub enum StateError {
 impl StateError {
     pub(crate) fn sys(&self) -> Option<&SysError> {
         match self {
-            StateError::Sys(error) => Some(error),
-            StateError::NoDirectory { .. } => None,
+            StateError::Sys(error) | StateError::Store(StoreError::Sys(error)) => Some(error),
+            StateError::Store(_) | StateError::NoDirectory { .. } => None,
         }
     }
 }
@@ -100,22 +104,25 @@ pub(crate) fn prepare(store: &Store, record: &DeploymentRecord, manifest: &Manif
 }
 
 /// Gives `to` the versioned state of `from`, in place of what it has: each path that
-/// both keep versioned; the others start empty. Prepared beside, synced, then the two
-/// change places in one act. `manifest` is `to`'s.
+/// both keep versioned, with the user's changes brought onto the other release (see
+/// [`crate::reconcile`]); the others start empty. Prepared beside, synced, then the two
+/// change places in one act. `manifest` is `to`'s. Reports what was changed on both sides.
 pub fn carry(
     store: &Store,
     from: &DeploymentRecord,
     to: &DeploymentRecord,
     manifest: &Manifest,
-) -> Result<()> {
+) -> Result<Vec<Reconciled>> {
     let versioned = store.state().make_dir(VERSIONED, 0o755)?;
     let name = to.name.as_str();
     let new = half_made(&to.name);
     versioned.remove_all(&new)?;
     make_versioned(&versioned, &new, to, manifest)?;
+    let (old_stack, new_stack) = (&from.stack, &to.stack);
+    let mut reports = Vec::new();
     if let Some(source) = versioned.open_dir_opt(&from.name)? {
         let target = versioned.open_dir(&new)?;
-        for (slug, _) in slugs(to) {
+        for (slug, path) in slugs(to) {
             let Some(old) = source.open_dir_opt(&slug)? else { continue };
             if old.stat_opt(UPPER)?.is_none() {
                 continue;
@@ -123,6 +130,8 @@ pub fn carry(
             let to = target.open_dir(&slug)?;
             to.remove_all(UPPER)?;
             copy::copy_tree(&old, UPPER, &to, UPPER)?;
+            let (was, is) = (store.stack_dirs(old_stack)?, store.stack_dirs(new_stack)?);
+            reports.extend(reconcile(&to.open_dir(UPPER)?, &path, was, is)?);
         }
     }
     durable::sync_file_system(store.dir())?;
@@ -132,7 +141,8 @@ pub fn carry(
         versioned.rename_new(&new, &versioned, name)?;
     }
     durable::sync_directory(&versioned)?;
-    Ok(durable::discard(&versioned, &new, store.trash())?)
+    durable::discard(&versioned, &new, store.trash())?;
+    Ok(reports)
 }
 
 /// Removes half-made state, and versioned state of no deployment. Gives what went,
