@@ -24,6 +24,7 @@ mod contents;
 mod decode;
 mod error;
 mod facts;
+mod oci;
 mod pack;
 pub mod repo;
 mod scan;
@@ -123,6 +124,7 @@ impl Source {
 
     fn read(
         self,
+        architecture: Option<&str>,
         contents: &mut dyn Contents,
         progress: &dyn Progress,
         cancel: &Cancel,
@@ -145,7 +147,15 @@ impl Source {
                 progress.end();
                 tree.finish()
             }
-            Self::Oci { .. } => Err(BuildError::Image { why: "is not read yet".into() }),
+            Self::Oci { layout, reference } => {
+                let reference = reference.as_deref();
+                progress.begin("reading the image", Unit::Bytes, None);
+                let mut names = Hash { progress: &Silent, cancel };
+                let manifest =
+                    oci::read(&layout, reference, architecture, contents, &mut names)?;
+                progress.end();
+                Ok(manifest)
+            }
         }
     }
 }
@@ -186,7 +196,7 @@ pub fn build(
     let ((manifest, new), written) =
         pack::write_pack(&packs, options.level, threads, |packer| {
             let mut store = Store::new(packer, &known.contents, progress, cancel);
-            let manifest = source.read(&mut store, progress, cancel)?;
+            let manifest = source.read(options.architecture.as_deref(), &mut store, progress, cancel)?;
             Ok((manifest, store.new))
         })?;
     cancel.check()?;

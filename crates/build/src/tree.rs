@@ -69,13 +69,7 @@ impl Tree {
         self.layer += 1;
     }
 
-    /// How many inodes there were so far, those that went away included. The same
-    /// members give the same numbers.
-    pub(crate) fn inode_count(&self) -> usize {
-        self.inodes.len()
-    }
-
-    /// Which inodes still have a name.
+    /// Which inodes still have a name, by number. The same members give the same numbers.
     pub(crate) fn alive(&self) -> Vec<bool> {
         let mut alive = vec![false; self.inodes.len()];
         for name in self.names.values() {
