@@ -1,0 +1,314 @@
+//! The command line: which cases, how many states, what is told.
+//!
+//! Everything happens in a mount namespace of its own, in memory: nothing is left behind,
+//! also when the program is killed.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use varve_powercut::disk::{FILE_SYSTEMS, FileSystem, run};
+use varve_powercut::run::{Case, Deep, Outcome, replay};
+use varve_powercut::scenario::{self, Scenario};
+use varve_powercut::{Result, RigError};
+
+const INSIDE: &str = "VARVE_POWERCUT_INSIDE";
+const PLACE: &str = "/run/varve-powercut";
+
+/// Cuts the power at every point of varve's work and looks whether the device lives on.
+#[derive(Debug, Parser)]
+#[command(name = "varve-powercut", version)]
+struct Arguments {
+    /// File systems, separated by commas; all that the kernel has when left out.
+    #[arg(long, value_delimiter = ',')]
+    fs: Vec<String>,
+    /// Scenarios, separated by commas; all when left out.
+    #[arg(long, value_delimiter = ',')]
+    scenario: Vec<String>,
+    /// How many disk states to judge for each scenario on each file system.
+    #[arg(long, default_value_t = 200)]
+    states: usize,
+    /// For how many of these states the recovery is cut again.
+    #[arg(long, default_value_t = 4)]
+    deep: usize,
+    /// How many states to judge of each recovery.
+    #[arg(long, default_value_t = 10)]
+    deep_states: usize,
+    /// Seed of all random choices.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Run again and again with fresh seeds for so many hours.
+    #[arg(long)]
+    hours: Option<f64>,
+    /// Stop after so many minutes, whatever is left.
+    #[arg(long)]
+    minutes: Option<f64>,
+    /// Take out each safety step in turn; each must be noticed.
+    #[arg(long)]
+    faults: bool,
+    /// Judge a kept state again.
+    #[arg(long, value_name = "FILE")]
+    replay: Option<PathBuf>,
+    /// Where failing states are kept.
+    #[arg(long, default_value = "target/varve/powercut")]
+    keep: PathBuf,
+    /// How many states to judge at once.
+    #[arg(long, default_value_t = 2)]
+    workers: usize,
+}
+
+pub(crate) fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if std::env::var_os(INSIDE).is_none() {
+        return enter();
+    }
+    match work(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {}", error.chain());
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Starts this program again in a mount namespace of its own.
+fn enter() -> ExitCode {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("error: the power-cut rig mounts file systems: run it as root");
+        return ExitCode::from(2);
+    }
+    let itself = match std::env::current_exe() {
+        Ok(path) => path,
+        Err(error) => {
+            eprintln!("error: cannot find this program: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private"]).arg(itself);
+    command.args(std::env::args_os().skip(1)).env(INSIDE, "1");
+    match command.status() {
+        Ok(status) => ExitCode::from(u8::try_from(status.code().unwrap_or(2)).unwrap_or(2)),
+        Err(error) => {
+            eprintln!("error: cannot run unshare (package util-linux): {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn work(arguments: &Arguments) -> Result<bool> {
+    let place = Path::new(PLACE);
+    let failed = |source| RigError::Io { operation: "make", path: place.into(), source };
+    std::fs::create_dir_all(place).map_err(failed)?;
+    run("mount", &["-t", "tmpfs", "-o", "size=75%,mode=0700", "varve-powercut", PLACE])?;
+    if let Some(file) = &arguments.replay {
+        return replayed(file, place);
+    }
+    let file_systems = file_systems(&arguments.fs)?;
+    let scenarios = if arguments.scenario.is_empty() {
+        scenario::all()
+    } else {
+        arguments.scenario.iter().map(|name| scenario::named(name)).collect::<Result<_>>()?
+    };
+    let minutes = arguments.minutes.or(arguments.hours.map(|hours| hours * 60.0));
+    let until = minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0));
+    if arguments.faults {
+        return faults(arguments, &file_systems, &scenarios, until);
+    }
+    let mut seed = arguments.seed;
+    let mut good = true;
+    loop {
+        good &= once(arguments, &file_systems, &scenarios, seed, until)?;
+        let on = arguments.hours.is_some() && until.is_some_and(|until| Instant::now() < until);
+        if !on {
+            return Ok(good);
+        }
+        seed += 1;
+        println!("again, with seed {seed}");
+    }
+}
+
+fn file_systems(names: &[String]) -> Result<Vec<&'static FileSystem>> {
+    if !names.is_empty() {
+        return names.iter().map(|name| FileSystem::named(name)).collect();
+    }
+    let (here, absent): (Vec<_>, Vec<&FileSystem>) =
+        FILE_SYSTEMS.iter().partition(|fs| fs.is_in_kernel());
+    for fs in absent {
+        println!("{}: not in this kernel, left out", fs.name);
+    }
+    Ok(here)
+}
+
+fn case<'a>(
+    arguments: &'a Arguments,
+    scenario: &'a dyn Scenario,
+    fs: &'static FileSystem,
+    scratch: &'a Path,
+    until: Option<Instant>,
+) -> Case<'a> {
+    Case {
+        scenario,
+        fs,
+        scratch,
+        keep: Some(&arguments.keep),
+        first_only: false,
+        workers: arguments.workers,
+        until,
+        fault: None,
+    }
+}
+
+/// A fresh directory at the same place each time: paths that a scenario writes into a
+/// configuration stay true when a state is replayed.
+fn fresh(place: &Path) -> Result<PathBuf> {
+    let path = place.join("case");
+    let failed = |source| RigError::Io { operation: "make", path: path.clone(), source };
+    if path.exists() {
+        std::fs::remove_dir_all(&path).map_err(failed)?;
+    }
+    std::fs::create_dir(&path).map_err(failed)?;
+    Ok(path)
+}
+
+fn once(
+    arguments: &Arguments,
+    file_systems: &[&'static FileSystem],
+    scenarios: &[Box<dyn Scenario>],
+    seed: u64,
+    until: Option<Instant>,
+) -> Result<bool> {
+    let mut total = Outcome::default();
+    let deep = Deep { origins: arguments.deep, states: arguments.deep_states };
+    println!(
+        "{:<20} {:<27} {:>7} {:>8} {:>7} {:>6} {:>8} {:>7}",
+        "scenario", "file system", "flushes", "written", "states", "deep", "failing", "time"
+    );
+    for scenario in scenarios {
+        for fs in file_systems {
+            if until.is_some_and(|until| Instant::now() >= until) {
+                println!("{:<20} {:<27} left out: the time is over", scenario.name(), fs.name);
+                continue;
+            }
+            let scratch = fresh(Path::new(PLACE))?;
+            let case = case(arguments, &**scenario, fs, &scratch, until);
+            let recorded = case.record()?;
+            let outcome = case.judge(&recorded, arguments.states, deep, seed)?;
+            println!(
+                "{:<20} {:<27} {:>7} {:>6.1} M {:>7} {:>6} {:>8} {:>5.1} s",
+                scenario.name(),
+                fs.name,
+                outcome.flushes,
+                outcome.bytes as f64 / 1e6,
+                outcome.tried,
+                outcome.deep,
+                outcome.failing.len(),
+                outcome.time.as_secs_f64()
+            );
+            for failing in &outcome.failing {
+                tell(failing);
+            }
+            total.tried += outcome.tried;
+            total.deep += outcome.deep;
+            total.time += outcome.time;
+            total.failing.extend(outcome.failing);
+        }
+    }
+    println!(
+        "{} states, {} of them cuts during a recovery, in {:.0} s: {} failing",
+        total.tried,
+        total.deep,
+        total.time.as_secs_f64(),
+        total.failing.len()
+    );
+    Ok(total.failing.is_empty())
+}
+
+/// The most findings that are shown of one state.
+const SHOWN: usize = 4;
+
+fn tell(failing: &varve_powercut::run::Failing) {
+    println!("  state {}:", failing.state);
+    for finding in failing.findings.iter().take(SHOWN) {
+        println!("    {finding}");
+    }
+    if failing.findings.len() > SHOWN {
+        println!("    and {} more", failing.findings.len() - SHOWN);
+    }
+    if let Some(kept) = &failing.kept {
+        println!("    kept: cargo xtask powercut --replay {}", kept.display());
+    }
+}
+
+fn replayed(file: &Path, place: &Path) -> Result<bool> {
+    let scratch = fresh(place)?;
+    let (about, findings) = replay(file, &scratch)?;
+    println!("{} on {}, state {}", about.scenario, about.file_system, about.state);
+    for finding in &findings {
+        println!("  {finding}");
+    }
+    if findings.is_empty() {
+        println!("  every promise is kept; when it was kept as a file, this was found:");
+        for finding in &about.findings {
+            println!("  {finding}");
+        }
+    }
+    Ok(findings.is_empty())
+}
+
+#[cfg(not(feature = "faults"))]
+fn faults(
+    _: &Arguments,
+    _: &[&'static FileSystem],
+    _: &[Box<dyn Scenario>],
+    _: Option<Instant>,
+) -> Result<bool> {
+    let how = "safety steps can be taken out in a build with the feature `faults` alone; \
+               cargo xtask powercut --faults makes one";
+    Err(RigError::Unknown(how.to_owned()))
+}
+
+#[cfg(feature = "faults")]
+fn faults(
+    arguments: &Arguments,
+    file_systems: &[&'static FileSystem],
+    scenarios: &[Box<dyn Scenario>],
+    until: Option<Instant>,
+) -> Result<bool> {
+    use std::collections::BTreeMap;
+    let mut caught: BTreeMap<String, bool> = BTreeMap::new();
+    for scenario in scenarios {
+        for fs in file_systems {
+            println!("{} on {}", scenario.name(), fs.name);
+            let scratch = fresh(Path::new(PLACE))?;
+            let steps = {
+                let case = case(arguments, &**scenario, fs, &scratch, until);
+                varve_powercut::faults::steps(&case)?
+            };
+            for (step, passed) in steps {
+                let scratch = fresh(Path::new(PLACE))?;
+                let case = case(arguments, &**scenario, fs, &scratch, until);
+                let verdict = varve_powercut::faults::try_step(
+                    &case, &step, passed, arguments.states, arguments.seed,
+                )?;
+                let noticed = match verdict.states {
+                    Some(states) => format!("noticed after {states} states"),
+                    None => format!("NOT noticed in {} states", verdict.tried),
+                };
+                println!("  {step} (passed {passed} times): {noticed}");
+                if !verdict.finding.is_empty() {
+                    println!("      {}", verdict.finding);
+                }
+                *caught.entry(step).or_default() |= verdict.states.is_some();
+            }
+        }
+    }
+    let missed: Vec<&String> = caught.iter().filter(|(_, caught)| !**caught).map(|x| x.0).collect();
+    println!("{} of {} steps noticed", caught.len() - missed.len(), caught.len());
+    for step in &missed {
+        println!("  nothing notices the absence of {step}");
+    }
+    Ok(missed.is_empty())
+}

@@ -1,0 +1,52 @@
+//! The rig's proof of itself: each safety step that a scenario passes is taken out, and
+//! some state must then break a promise.
+
+use std::collections::BTreeMap;
+
+use varve_sys::faults;
+
+use crate::error::Result;
+use crate::run::{Case, Deep};
+
+/// What became of one step.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// The step and its place in the code.
+    pub step: String,
+    /// How often the scenario passes it.
+    pub passed: u64,
+    /// After how many states its absence was noticed; none when it was not.
+    pub states: Option<usize>,
+    /// How many were tried.
+    pub tried: usize,
+    /// The first finding.
+    pub finding: String,
+}
+
+/// The steps that a scenario passes, and how often.
+pub fn steps(case: &Case<'_>) -> Result<BTreeMap<String, u64>> {
+    faults::watch();
+    let recorded = case.record();
+    let steps = faults::passed();
+    recorded.map(|_| steps)
+}
+
+/// Takes one step out while recording and judges until a promise is broken.
+pub fn try_step(case: &Case<'_>, step: &str, passed: u64, count: usize, seed: u64) -> Result<Verdict> {
+    faults::take_out(Some(step));
+    let recorded = case.record();
+    faults::take_out(None);
+    let recorded = recorded?;
+    let case = Case { first_only: true, keep: None, fault: Some(step), ..*case };
+    let outcome = case.judge(&recorded, count, Deep::default(), seed)?;
+    let finding = outcome.failing.first().map(|failing| {
+        format!("{}: {}", failing.state, failing.findings.first().map_or("", String::as_str))
+    });
+    Ok(Verdict {
+        step: step.to_owned(),
+        passed,
+        states: finding.is_some().then_some(outcome.tried),
+        tried: outcome.tried,
+        finding: finding.unwrap_or_default(),
+    })
+}

@@ -1,0 +1,30 @@
+//! Power may go at any moment: the proof, at the level of a disk's blocks.
+//!
+//! ```text
+//! device     a disk that records every write and flush (FUSE file, loop device)
+//! log        what it recorded
+//! states     the disks that a power cut can leave, by name
+//! disk       real file systems: made, mounted, checked
+//! scenario   what happens on the disk, and what must hold after a cut
+//!   primitives   the durable functions themselves
+//! run        records once, judges thousands of states, goes into recoveries again
+//! kept       a failing state as one file
+//! faults     the safety steps taken out one by one: each must be noticed
+//! ```
+//!
+//! `docs/powercut.md` tells what is modelled and what is not. Run by
+//! `cargo xtask powercut`; needs root, `/dev/fuse` and loop devices.
+
+pub mod device;
+pub mod disk;
+mod error;
+#[cfg(feature = "faults")]
+pub mod faults;
+pub mod kept;
+pub mod log;
+pub mod primitives;
+pub mod run;
+pub mod scenario;
+pub mod states;
+
+pub use error::{Result, RigError, chain};

@@ -1,0 +1,338 @@
+//! Record once, then judge thousands of states of it, on all cores.
+//!
+//! ```text
+//! make fs -> prepare -> base image -> run, recorded -> Log
+//!                         '--> plan --> [state | state | ...] --> mount, look, recover, done
+//!                                                        '--> record the recovery: a Log ...
+//! ```
+
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+
+use crate::device::Recorder;
+use crate::disk::{FileSystem, copy_image};
+use crate::error::{Result, RigError};
+use crate::kept::{self, About};
+use crate::log::Log;
+use crate::scenario::{Before, Finding, Mark, Scenario, Site, below};
+use crate::states::{State, Timeline, plan};
+
+/// Of so many states one is looked over by the file system's own checker too.
+const CHECK_EVERY: usize = 16;
+
+/// One scenario on one file system.
+#[derive(Clone, Copy)]
+pub struct Case<'a> {
+    /// What happens.
+    pub scenario: &'a dyn Scenario,
+    /// On what.
+    pub fs: &'static FileSystem,
+    /// The rig's own directory, in memory if possible.
+    pub scratch: &'a Path,
+    /// Where failing states go; none keeps none.
+    pub keep: Option<&'a Path>,
+    /// Stop at the first failing state.
+    pub first_only: bool,
+    /// How many states are judged at once.
+    pub workers: usize,
+    /// Stop here, whatever is left.
+    pub until: Option<Instant>,
+    /// The step that is taken out while recording.
+    pub fault: Option<&'a str>,
+}
+
+/// What a run left, and the disk before it.
+#[derive(Debug)]
+pub struct Recorded {
+    base: PathBuf,
+    log: Log,
+    before: Before,
+    outside: PathBuf,
+    /// `4 then ` when this is the recovery from state 4.
+    origin: String,
+}
+
+/// A state that broke a promise.
+#[derive(Clone, Debug)]
+pub struct Failing {
+    /// Which state.
+    pub state: String,
+    /// What was found.
+    pub findings: Vec<Finding>,
+    /// The file in which it is kept.
+    pub kept: Option<PathBuf>,
+}
+
+/// What came out.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// States judged.
+    pub tried: usize,
+    /// Those of them that are cuts during the recovery from a cut.
+    pub deep: usize,
+    /// Flushes recorded.
+    pub flushes: usize,
+    /// Bytes recorded.
+    pub bytes: u64,
+    /// Those that broke a promise.
+    pub failing: Vec<Failing>,
+    /// How long it took.
+    pub time: Duration,
+}
+
+impl Recorded {
+    /// The log.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+}
+
+impl Case<'_> {
+    fn error(&self, doing: &'static str) -> impl Fn(String) -> RigError {
+        let scenario = self.scenario.name().to_owned();
+        move |why| RigError::Scenario { scenario: scenario.clone(), doing, why }
+    }
+
+    /// Prepares the disk and records the scenario once.
+    pub fn record(&self) -> Result<Recorded> {
+        let outside = below(self.scratch, "outside")?;
+        let image = self.scratch.join("disk.img");
+        self.fs.make(&image)?;
+        let site = Site { disk: self.scratch.join("disk"), outside: outside.clone() };
+        let mounted = self.fs.mount(&image, &site.disk)?;
+        let facts = self.scenario.prepare(&site).map_err(self.error("preparing"))?;
+        mounted.unmount()?;
+        let before = Before { facts, marks: Vec::new() };
+        let run = |before: &Before, mark: Mark<'_>| {
+            let done = self.scenario.run(&site, &before.facts, mark);
+            done.map_err(self.error("running undisturbed"))
+        };
+        let recorded = self.record_work(&image, &site, before, String::new(), run);
+        let _ = std::fs::remove_file(&image);
+        recorded
+    }
+
+    /// Records `work` on a copy of `image`, with the disk mounted.
+    fn record_work(
+        &self,
+        image: &Path,
+        site: &Site,
+        before: Before,
+        origin: String,
+        work: impl FnOnce(&Before, Mark<'_>) -> Result<()>,
+    ) -> Result<Recorded> {
+        let tag = if origin.is_empty() { "first" } else { "second" };
+        let dir = below(site.disk.parent().unwrap_or(self.scratch), tag)?;
+        let base = dir.join("base.img");
+        let live = dir.join("live.img");
+        for old in [&base, &live, &dir.join("log.data")] {
+            let _ = std::fs::remove_file(old);
+        }
+        copy_image(image, &base)?;
+        copy_image(image, &live)?;
+        let mut recorder = Recorder::start(&live, &dir)?;
+        let mounted = recorder.mount(self.fs, &site.disk)?;
+        let mark = recorder.marker();
+        let done = work(&before, &mark);
+        let log = recorder.cut()?;
+        mounted.unmount()?;
+        drop(recorder);
+        let _ = std::fs::remove_file(&live);
+        done?;
+        Ok(Recorded { base, log, before, outside: site.outside.clone(), origin })
+    }
+
+    /// Judges about `count` states of a recording, and for `deep` of them about as many
+    /// states each of the recovery from it.
+    pub fn judge(&self, recorded: &Recorded, count: usize, deep: Deep, seed: u64) -> Result<Outcome> {
+        let started = Instant::now();
+        let states = plan(&recorded.log, count, seed);
+        let of = states.len();
+        let share = of.div_ceil(self.workers.max(1)).max(1);
+        let total = Shared::default();
+        let results: Vec<Result<()>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = states
+                .chunks(share)
+                .enumerate()
+                .map(|(number, chunk)| {
+                    let total = &total;
+                    scope.spawn(move || {
+                        let scratch = below(self.scratch, &format!("worker-{number}"))?;
+                        let worker = Worker { case: self, recorded, scratch, total };
+                        worker.go(chunk, of, deep, seed)
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().expect("judging catches panics")).collect()
+        });
+        results.into_iter().collect::<Result<()>>()?;
+        let failing = total.failing.into_inner().expect("nothing panics while it holds this");
+        Ok(Outcome {
+            tried: total.tried.into_inner(),
+            deep: total.deep.into_inner(),
+            flushes: recorded.log.flushes(),
+            bytes: recorded.log.bytes(),
+            failing,
+            time: started.elapsed(),
+        })
+    }
+
+    /// Judges one state, laid out at `image`, which is changed.
+    pub fn judge_image(&self, image: &Path, site: &Site, before: &Before, check: bool) -> Vec<Finding> {
+        let judged = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            self.judge_mounted(image, site, before)
+        }));
+        let mut findings = judged.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            vec![format!("panic: {}", text.unwrap_or("without words"))]
+        });
+        if check && let Err(error) = self.fs.check(image) {
+            findings.push(error.chain());
+        }
+        findings
+    }
+
+    fn judge_mounted(&self, image: &Path, site: &Site, before: &Before) -> Vec<Finding> {
+        let mounted = match self.fs.mount(image, &site.disk) {
+            Ok(mounted) => mounted,
+            Err(error) => return vec![format!("the disk cannot be mounted: {}", error.chain())],
+        };
+        let mut findings = self.scenario.look(site, before);
+        match self.scenario.recover(site, before, &|_| ()) {
+            Ok(recovery) => findings.extend(self.scenario.done(site, before, &recovery)),
+            Err(why) => findings.push(format!("it does not recover: {why}")),
+        }
+        if let Err(error) = mounted.unmount() {
+            findings.push(error.chain());
+        }
+        findings
+    }
+}
+
+/// How much of the states is gone into a second time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Deep {
+    /// Of how many states the recovery is recorded.
+    pub origins: usize,
+    /// How many states of each recovery are judged.
+    pub states: usize,
+}
+
+#[derive(Default)]
+struct Shared {
+    tried: AtomicUsize,
+    deep: AtomicUsize,
+    stop: AtomicBool,
+    failing: Mutex<Vec<Failing>>,
+}
+
+struct Worker<'a> {
+    case: &'a Case<'a>,
+    recorded: &'a Recorded,
+    scratch: PathBuf,
+    total: &'a Shared,
+}
+
+impl Worker<'_> {
+    fn go(&self, states: &[State], of: usize, deep: Deep, seed: u64) -> Result<()> {
+        let every = if deep.origins == 0 { usize::MAX } else { of.div_ceil(deep.origins).max(1) };
+        let path = self.scratch.join("timeline.img");
+        let mut timeline = Timeline::new(&self.recorded.log, &self.recorded.base, path)?;
+        let image = self.scratch.join("state.img");
+        for (number, &state) in states.iter().enumerate() {
+            if self.enough() {
+                break;
+            }
+            timeline.lay_out(state, &image)?;
+            let mut before = self.recorded.before.clone();
+            before.marks.extend(self.recorded.log.marks(state.latest(&self.recorded.log)));
+            let site = self.site();
+            let check = number % CHECK_EVERY == 0;
+            let findings = self.case.judge_image(&image, &site, &before, check);
+            let _ = std::fs::remove_file(&image);
+            self.total.tried.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{}{state}", self.recorded.origin);
+            if !findings.is_empty() {
+                timeline.lay_out(state, &image)?;
+                self.failed(name, findings, &before, &image)?;
+                let _ = std::fs::remove_file(&image);
+            } else if number % every == every / 2 {
+                timeline.lay_out(state, &image)?;
+                self.second(&image, before, format!("{state} then "), deep.states, seed)?;
+                let _ = std::fs::remove_file(&image);
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts the recovery from the state at `image`.
+    fn second(&self, image: &Path, before: Before, origin: String, count: usize, seed: u64) -> Result<()> {
+        let site = self.site();
+        let recover = |before: &Before, mark: Mark<'_>| {
+            let recovered = self.case.scenario.recover(&site, before, mark);
+            recovered.map(drop).map_err(self.case.error("recovering undisturbed"))
+        };
+        let recorded = self.case.record_work(image, &site, before, origin, recover)?;
+        let states = plan(&recorded.log, count, seed);
+        let scratch = below(&self.scratch, "deep")?;
+        let worker = Worker { case: self.case, recorded: &recorded, scratch, total: self.total };
+        worker.go(&states, states.len(), Deep::default(), seed)?;
+        self.total.deep.fetch_add(states.len(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn site(&self) -> Site {
+        Site { disk: self.scratch.join("disk"), outside: self.recorded.outside.clone() }
+    }
+
+    fn enough(&self) -> bool {
+        self.total.stop.load(Ordering::Relaxed)
+            || self.case.until.is_some_and(|until| Instant::now() >= until)
+    }
+
+    fn failed(&self, state: String, findings: Vec<Finding>, before: &Before, image: &Path) -> Result<()> {
+        if self.case.first_only {
+            self.total.stop.store(true, Ordering::Relaxed);
+        }
+        let mut kept = None;
+        if let Some(dir) = self.case.keep {
+            let mut about = About::new(self.case.scenario.name(), self.case.fs.name, state.clone());
+            about.fault = self.case.fault.map(str::to_owned);
+            about.facts = before.facts.clone();
+            about.marks = before.marks.clone();
+            about.findings = findings.clone();
+            kept = Some(kept::keep(dir, about, image, &self.recorded.outside)?);
+        }
+        let mut failing = self.total.failing.lock().expect("nothing panics while it holds this");
+        failing.push(Failing { state, findings, kept });
+        Ok(())
+    }
+}
+
+/// Judges a kept state again.
+pub fn replay(file: &Path, scratch: &Path) -> Result<(About, Vec<Finding>)> {
+    let outside = below(scratch, "outside")?;
+    let image = scratch.join("replayed.img");
+    let about = kept::unpack(file, &image, &outside)?;
+    let scenario = crate::scenario::named(&about.scenario)?;
+    let case = Case {
+        scenario: &*scenario,
+        fs: FileSystem::named(&about.file_system)?,
+        scratch,
+        keep: None,
+        first_only: false,
+        workers: 1,
+        until: None,
+        fault: None,
+    };
+    let before = Before { facts: about.facts.clone(), marks: about.marks.clone() };
+    let site = Site { disk: scratch.join("disk"), outside };
+    let findings = case.judge_image(&image, &site, &before, true);
+    Ok((about, findings))
+}
+
