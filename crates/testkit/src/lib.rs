@@ -1,4 +1,5 @@
 //! See ARCHITECTURE.md.
 
 pub mod crash;
+pub mod tree;
 pub mod vm;
