@@ -356,7 +356,7 @@ fn write(
             match verdict {
                 Verdict::Complete if is_whole => store.whole(item.digest, bytes)?,
                 Verdict::Wrong if is_whole => {}
-                Verdict::Wrong => store.drop_part(&item.digest),
+                Verdict::Wrong => store.drop_part(&item.digest, item.resume_name),
                 Verdict::GoesOn | Verdict::Complete => {
                     store.piece(item.digest, item.resume_name, piece.offset, bytes)?;
                     if verdict == Verdict::Complete {

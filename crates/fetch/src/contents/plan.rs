@@ -208,7 +208,6 @@ mod tests {
         let jobs = &plan.packs[0].jobs;
         assert_eq!(jobs.iter().map(|j| j.frame.offset).collect::<Vec<_>>(), [8, 108, 208, 608]);
         assert_eq!(jobs.iter().map(|j| j.until).collect::<Vec<_>>(), [308, 308, 308, 708]);
-        assert_eq!(super::super::plan::runs(jobs, 300).len(), 1);
         // One frame in between is read over, two are not.
         assert_eq!(self::plan(&[0, 2], &Here::default()).requests(), 1);
         assert_eq!(self::plan(&[0, 3], &Here::default()).requests(), 2);

@@ -149,13 +149,12 @@ impl<'a> Store<'a> {
         self.commit_if_due()
     }
 
-    /// The large content under way turned out to be another: nothing of it is kept.
-    pub(super) fn drop_part(&mut self, digest: &ContentDigest) {
-        if self.part.as_ref().is_some_and(|part| part.digest == *digest)
-            && let Some(part) = self.part.take()
-        {
-            let _ = self.dir.unlink(part_name(digest, part.durable));
-        }
+    /// A large content turned out to be another, so the part that `resume` names had
+    /// rotted, or the index lies: nothing of it is kept.
+    pub(super) fn drop_part(&mut self, digest: &ContentDigest, resume: u64) {
+        let part = self.part.take_if(|part| part.digest == *digest);
+        let length = part.map_or(resume, |part| part.durable);
+        let _ = self.dir.unlink(part_name(digest, length));
     }
 
     /// Another large content begins before this one ended (no pack is made so): what is
