@@ -4,7 +4,7 @@
 //! they repair, and with `--profile device`.
 
 use crate::packages;
-use crate::project::{Result, cargo, megabytes, output, show, step, target};
+use crate::project::{Result, cache, cargo, megabytes, output, program, show, step, target};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -38,22 +38,35 @@ pub(crate) fn build() -> Result<Programs> {
             show(Command::new("rustup").args(["target", "add", TARGET]))
         })?;
     }
+    // Together they are what dist/install.sh and a packager want: one folder of programs.
+    let folder = cache()?.join("programs");
+    std::fs::create_dir_all(&folder)?;
+    let place = |name: &str| folder.join(name);
     step("building the programs for devices", || {
-        show(
-            cargo()
-                // musl-gcc is Debian's; cc-rs looks for a cross compiler's name otherwise.
-                .env("CC_x86_64_unknown_linux_musl", "musl-gcc")
-                .args(["build", "--quiet", "--locked", "--profile", "device", "--target", TARGET])
-                .args(["--package", "varve", "--package", "varve-early", "--package", "varve-repo", "--bins"]),
-        )
-    })?;
-    let folder = target()?.join(TARGET).join("device");
-    let programs =
-        Programs { varve: folder.join("varve"), boot: folder.join("varve-boot"), repo: folder.join("varve-repo") };
-    for path in [&programs.varve, &programs.boot, &programs.repo] {
-        if !path.exists() {
-            return Err(format!("the build left no {}", path.display()).into());
+        let packages = ["--package", "varve", "--package", "varve-repo"];
+        let built = [
+            // Of the boot stage every byte is loaded at every boot: it is built for size.
+            (compile("boot-stage", &["--package", "varve-early"])?, "varve-boot"),
+            (compile("device", &packages)?, "varve"),
+            (compile("device", &packages)?, "varve-repo"),
+        ];
+        for (from, name) in built {
+            // Only what is new is replaced, so that what was made of it is not made again.
+            output(program("install").args(["--compare", "--mode=755"]).arg(from.join(name)).arg(place(name)))?;
         }
-    }
-    Ok(programs)
+        Ok(())
+    })?;
+    Ok(Programs { varve: place("varve"), boot: place("varve-boot"), repo: place("varve-repo") })
+}
+
+/// Compiles for the static target, and says where the programs are.
+fn compile(profile: &str, packages: &[&str]) -> Result<PathBuf> {
+    show(
+        cargo()
+            // musl-gcc is Debian's; a cross compiler's name is looked for otherwise.
+            .env("CC_x86_64_unknown_linux_musl", "musl-gcc")
+            .args(["build", "--quiet", "--locked", "--profile", profile, "--target", TARGET, "--bins"])
+            .args(packages),
+    )?;
+    Ok(target()?.join(TARGET).join(profile))
 }

@@ -77,7 +77,7 @@ pub(crate) fn make(release: &Release, label: &str, programs: &Programs, generato
         let part = folder.with_extension("part");
         remove(&part)?;
         unpack(&release.tar, &part)?;
-        install(&part, &dist, programs, generator)?;
+        install(&part, &dist, programs)?;
         test_system(&part, label)?;
         initramfs(&part, release.kernel(), generator)?;
         empty(&part.join("dev"))?;
@@ -113,29 +113,9 @@ pub(crate) fn broken(tree: &Tree, fault: Fault) -> Result<PathBuf> {
 }
 
 /// What a package of Varve would install.
-fn install(tree: &Path, dist: &Path, programs: &Programs, generator: Generator) -> Result {
-    let copy = |from: &Path, to: &str, mode: &str| {
-        output(program("install").args(["-D", "--mode", mode]).arg(from).arg(tree.join(to)))
-    };
-    copy(&programs.varve, "usr/bin/varve", "755")?;
-    copy(&programs.boot, "usr/lib/varve/varve-boot", "755")?;
-    let (from, to) = match generator {
-        Generator::InitramfsTools => ("initramfs-tools", "usr/share/initramfs-tools"),
-        Generator::Dracut => ("dracut", "usr/lib/dracut"),
-    };
-    copy_tree(&dist.join(from), &tree.join(to))?;
-    let units = dist.join("systemd");
-    copy_tree(&units, &tree.join("usr/lib/systemd/system"))?;
-    let mut enable = program("systemctl");
-    enable.arg(format!("--root={}", tree.display())).arg("enable");
-    for entry in fs::read_dir(&units)? {
-        let path = entry?.path();
-        let Ok(text) = fs::read_to_string(&path) else { continue };
-        if text.contains("[Install]") {
-            enable.arg(path.file_name().unwrap_or_default());
-        }
-    }
-    output(&mut enable).map(|_| ())
+fn install(tree: &Path, dist: &Path, programs: &Programs) -> Result {
+    let folder = programs.varve.parent().expect("programs are in a folder");
+    output(program("sh").arg(dist.join("install.sh")).arg(tree).arg(folder)).map(|_| ())
 }
 
 /// What makes it a system for tests and not for a school.
@@ -200,11 +180,6 @@ impl Drop for Mounts {
             }
         }
     }
-}
-
-fn copy_tree(from: &Path, to: &Path) -> Result {
-    fs::create_dir_all(to)?;
-    output(program("cp").args(["--recursive", "--preserve=mode", "--no-target-directory"]).arg(from).arg(to)).map(|_| ())
 }
 
 fn empty(folder: &Path) -> Result {

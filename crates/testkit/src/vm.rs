@@ -15,6 +15,7 @@
 
 pub mod console;
 pub mod disk;
+pub mod guest;
 pub mod lab;
 pub mod qmp;
 pub mod serve;

@@ -14,7 +14,7 @@ fn there_and_back(system: &str, layout: &str) -> Outcome {
     guest.boot()?;
     expect_running(&mut guest, &old, "latest")?;
     expect_layout(&mut guest, layout)?;
-    expect_writable_state(&mut guest)?;
+    leave_notes(&mut guest)?;
 
     upgrade(&mut guest, STABLE)?;
     assert_eq!(guest.running()?, old, "the running system must not change under an upgrade");
@@ -23,13 +23,13 @@ fn there_and_back(system: &str, layout: &str) -> Outcome {
     expect_layout(&mut guest, layout)?;
     expect_confirmed(&mut guest)?;
     // What a user wrote is there in the new system too.
-    guest.run("grep -q kept /home/note && grep -q kept /etc/note")?;
+    expect_notes(&mut guest)?;
 
     // A held key boots the previous one, this once.
-    reboot_with_key(&mut guest)?;
+    guest.reboot_holding_escape()?;
     expect_running(&mut guest, &old, "key-held")?;
     // So does the byte on a serial line.
-    reboot_with_serial_escape(&mut guest)?;
+    guest.reboot_typing_escape()?;
     expect_running(&mut guest, &old, "key-held")?;
     // Without it the latest boots again.
     guest.reboot()?;
@@ -79,7 +79,7 @@ fn dracut_boots_and_upgrades() {
         guest.boot()?;
         expect_running(&mut guest, &old, "latest")?;
         upgrade(&mut guest, STABLE)?;
-        reboot_with_key(&mut guest)?;
+        guest.reboot_holding_escape()?;
         // On trial, a held key still means the previous one, and spends no try.
         expect_running(&mut guest, &old, "key-held")?;
         guest.reboot()?;
@@ -101,7 +101,7 @@ fn an_upgrade_moves_the_device_from_overlay_to_hard_link() {
         expect_running(&mut guest, &new, "trial")?;
         expect_layout(&mut guest, "hard-link")?;
         expect_confirmed(&mut guest)?;
-        reboot_with_key(&mut guest)?;
+        guest.reboot_holding_escape()?;
         expect_running(&mut guest, &old, "key-held")?;
         expect_layout(&mut guest, "overlay")
     })());

@@ -4,8 +4,9 @@
 //! The command writes a description (JSON) and names it in `VARVE_LAB`. A test that finds
 //! none fails with the command to run: it never passes without having booted anything.
 
+use super::guest::Guest;
 use super::serve::Server;
-use super::{Config, Error, Machine, Result, disk, io_error};
+use super::{Config, Error, Result, disk, io_error};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -91,105 +92,6 @@ impl Lab {
         disk::copy(image, &disk)?;
         let server = Server::start(&system.repository)?;
         let config = Config::new(sockets.path(), &system.kernel, &system.initrd, &disk);
-        Ok(Guest { config, server, disk, system, machine: None, _scratch: scratch, _sockets: sockets })
-    }
-}
-
-/// A machine with its own disk and its own server.
-#[derive(Debug)]
-pub struct Guest {
-    // Dropped first, so that nothing writes to the disk when its folder goes.
-    machine: Option<Machine>,
-    /// How it will be started.
-    pub config: Config,
-    /// Serves the repository.
-    pub server: Server,
-    /// Its disk.
-    pub disk: PathBuf,
-    /// What it was made from.
-    pub system: System,
-    _scratch: tempfile::TempDir,
-    _sockets: tempfile::TempDir,
-}
-
-impl Guest {
-    /// Starts it, or starts it again after [`Guest::kill`].
-    ///
-    /// # Errors
-    /// See [`Config::start`].
-    pub fn start(&mut self) -> Result<()> {
-        self.machine = None;
-        self.machine = Some(self.config.start()?);
-        Ok(())
-    }
-
-    /// The running machine.
-    ///
-    /// # Panics
-    /// When it was not started: that is a mistake in the test.
-    pub fn machine(&mut self) -> &mut Machine {
-        self.machine.as_mut().expect("the guest was started")
-    }
-
-    /// Starts it and waits for the login.
-    ///
-    /// # Errors
-    /// See [`Machine::login`].
-    pub fn boot(&mut self) -> Result<()> {
-        self.start()?;
-        self.machine().login(BOOT)
-    }
-
-    /// Reboots it in order and waits for the next login.
-    ///
-    /// # Errors
-    /// See [`Machine::login`].
-    pub fn reboot(&mut self) -> Result<()> {
-        self.machine().reboot()?;
-        self.machine().login(BOOT)
-    }
-
-    /// Cuts its power. The disk stays.
-    pub fn kill(&mut self) {
-        self.machine = None;
-    }
-
-    /// Runs a command that must succeed, and gives what it printed.
-    ///
-    /// # Errors
-    /// See [`Machine::check`].
-    pub fn run(&mut self, command: &str) -> Result<String> {
-        self.machine().check(command, COMMAND)
-    }
-
-    /// The label in the tree that is running: the release's name as the test's maker wrote
-    /// it into `/usr`, independent of what Varve says.
-    ///
-    /// # Errors
-    /// See [`Machine::check`].
-    pub fn running(&mut self) -> Result<String> {
-        self.run("cat /usr/lib/varve-test/release").map(|text| text.trim().to_owned())
-    }
-
-    /// Lets the running system use this test's server and a channel, and waits for its
-    /// network.
-    ///
-    /// # Errors
-    /// See [`Machine::check`].
-    pub fn connect(&mut self, channel: &str) -> Result<()> {
-        let url = self.server.guest_url();
-        self.run(&format!(
-            "sed -i -e 's|^sources = .*|sources = [\"{url}\"]|' -e 's|^channel = .*|channel = \"{channel}\"|' /etc/varve/varve.toml && nm-online --quiet --timeout=60"
-        ))
-        .map(|_| ())
-    }
-
-    /// Waits until the boot is complete and Varve has judged it, so that the state on disk
-    /// is settled.
-    ///
-    /// # Errors
-    /// See [`Machine::run`].
-    pub fn settle(&mut self) -> Result<()> {
-        self.machine().run("systemctl is-system-running --wait", BOOT).map(|_| ())
+        Ok(Guest::new(config, server, disk, system, [scratch, sockets]))
     }
 }

@@ -67,10 +67,18 @@ impl Server {
     /// # Errors
     /// When no port can be had.
     pub fn start(folder: &Path) -> Result<Self> {
+        Self::start_on(folder, 0)
+    }
+
+    /// Serves `folder` on a port of this host's loopback; 0: any free one.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn start_on(folder: &Path, port: u16) -> Result<Self> {
         let refused = |error: Box<dyn std::error::Error + Send + Sync>| {
             io_error("serve", folder)(std::io::Error::other(error.to_string()))
         };
-        let http = Arc::new(tiny_http::Server::http("127.0.0.1:0").map_err(refused)?);
+        let http = Arc::new(tiny_http::Server::http(("127.0.0.1", port)).map_err(refused)?);
         let address = http
             .server_addr()
             .to_ip()
@@ -99,6 +107,11 @@ impl Server {
     /// The address for a guest of [`super::Config`].
     pub fn guest_url(&self) -> String {
         format!("http://{}:{}", super::HOST_FROM_GUEST, self.address.port())
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.address.port()
     }
 
     /// What was served so far.
