@@ -140,7 +140,7 @@ fn remove(placed: &mut BTreeMap<Place, Node>, place: &Place) {
 }
 
 /// Metadata with now and then every feature.
-pub fn metadata() -> impl Strategy<Value = Metadata> {
+pub fn metadata() -> BoxedStrategy<Metadata> {
     let mode = prop_oneof![Just(0o644u32), Just(0o755), Just(0o4755), Just(0o2775), Just(0)];
     let owner = prop_oneof![4 => Just(0u32), 1 => Just(1000)];
     let time = prop_oneof![
@@ -149,9 +149,10 @@ pub fn metadata() -> impl Strategy<Value = Metadata> {
         1 => Just(Time { seconds: 0, nanoseconds: 1 }),
     ];
     (mode, owner.clone(), owner, time, xattrs()).prop_map(|(mode, uid, gid, mtime, xattrs)| {
-        let mode = if xattrs.iter().any(|x| *x.0 == *ACL) { mode & !0o70 } else { mode };
         Metadata { mode, uid, gid, mtime, xattrs }
     })
+    // Unboxed, proptest's types take more stack than a test's thread has.
+    .boxed()
 }
 
 const ACL: &[u8] = b"system.posix_acl_access";
@@ -193,7 +194,7 @@ fn with_acl() -> impl Strategy<Value = Metadata> {
 }
 
 /// Any node.
-pub fn node() -> impl Strategy<Value = Node> {
+pub fn node() -> BoxedStrategy<Node> {
     let bytes = prop_oneof![
         Just(Vec::new()),
         Just(b"one".to_vec()),
@@ -219,6 +220,7 @@ pub fn node() -> impl Strategy<Value = Node> {
         1 => (special, metadata()).prop_map(|(kind, meta)| Node::Special(kind, meta)),
         3 => any::<usize>().prop_map(Node::Link),
     ]
+    .boxed()
 }
 
 /// A place of up to four components.
