@@ -5,19 +5,45 @@
 //! config ---.
 //! observe --+--> plan (pure, printable) --> execute (idempotent) --> history
 //! ```
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`config`] | what the device's owner wants; mistakes with their place |
+//! | [`device`] | where a device is, and the right to change it |
+//! | [`observe`] | what is |
+//! | [`choose`], [`policy`], [`plan`] | pure: which release, may it, what will it take |
+//! | [`upgrade`] | fetch to promoted |
+//! | [`init`] | the first deployment of a physical root |
+//! | [`lifecycle`], [`health`] | confirm, roll back, shutdown |
+//! | [`merge`], [`collect`], [`fsck`] | what keeps the disk in order |
+//! | [`ps`] | what runs from what |
+//! | [`history`], [`rejected`], [`selection`] | files of its own below `/varve` |
+//!
+//! Nothing here prints, exits or reads the environment or the clock: the `varve` command
+//! is the one caller.
 
 #![forbid(unsafe_code)]
 
 pub mod choose;
+pub mod collect;
 pub mod config;
 pub mod device;
+mod error;
+pub mod fsck;
 pub mod health;
 pub mod history;
+pub mod init;
+pub mod lifecycle;
+pub mod merge;
 pub mod observe;
+pub mod plan;
 pub mod policy;
 pub mod ps;
 pub mod rejected;
 pub mod selection;
+pub mod sources;
+pub mod upgrade;
 
 pub use config::{Config, ConfigError};
 pub use device::{Device, DeviceError, Places, Writer};
+pub use error::{Error, Result};

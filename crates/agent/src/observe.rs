@@ -358,23 +358,13 @@ mod tests {
     }
 
     fn boot(deployment: &str, reason: &str, generation: u64) -> BootReport {
-        BootReport {
-            format: varve_boot::report::FORMAT,
-            deployment: name(deployment),
-            layout: Layout::Overlay,
-            stack: Vec::new(),
-            root_mode: RootMode::ReadOnly,
-            reason: reason.to_owned(),
-            try_spent: false,
-            stripped: 0,
-            generation: Some(generation),
-            key_held: false,
-            microseconds: 0,
-            kernel: String::new(),
-            selection_problem: None,
-            passed_over: vec!["b could not be put together: no layer".to_owned()],
-            warnings: Vec::new(),
-        }
+        let text = format!(
+            "format = 1\ndeployment = \"{deployment}\"\nlayout = \"overlay\"\nstack = []\n\
+             root-mode = \"read-only\"\nreason = \"{reason}\"\ntry-spent = false\n\
+             stripped = 0\ngeneration = {generation}\nkey-held = false\nmicroseconds = 0\n\
+             kernel = \"\"\npassed-over = [\"b could not be put together: no layer\"]\n"
+        );
+        BootReport::parse(text.as_bytes()).unwrap()
     }
 
     #[test]

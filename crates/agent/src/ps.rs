@@ -26,7 +26,7 @@ use varve_rootfs::Deployment;
 use varve_sys::Dir;
 
 use mounts::{Mount, Mounts};
-pub use mounts::{Origin, in_use};
+pub use mounts::{Origin, all_mounts};
 
 /// In what way a process holds a file.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

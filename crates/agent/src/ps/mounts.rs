@@ -85,10 +85,6 @@ impl Mounts {
         })?;
         self.0.get_mut(at)
     }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Mount> {
-        self.0.iter()
-    }
 }
 
 impl Mount {
@@ -239,13 +235,13 @@ fn below_varve(path: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(&bytes[found + 7..])))
 }
 
-/// Every layer and tree that is part of a mount in any process's namespace: what must not
-/// be deleted. `proc` is `/proc`.
+/// The mounts of every process's namespace: what stands on a layer or a tree must not be
+/// deleted, also when only a service with mounts of its own still does. `proc` is `/proc`.
 ///
 /// # Errors
 /// When `/proc` cannot be listed: then nothing may be deleted.
-pub fn in_use(proc: &Path) -> std::io::Result<BTreeSet<LayerName>> {
-    let mut names = BTreeSet::new();
+pub fn all_mounts(proc: &Path) -> std::io::Result<Vec<MountEntry>> {
+    let mut mounts = Vec::new();
     let mut seen = BTreeSet::new();
     for entry in std::fs::read_dir(proc)?.flatten() {
         let dir = entry.path();
@@ -254,14 +250,9 @@ pub fn in_use(proc: &Path) -> std::io::Result<BTreeSet<LayerName>> {
             continue;
         }
         let Ok(text) = std::fs::read(dir.join("mountinfo")) else { continue };
-        for mount in Mounts::parse(&text).iter().flat_map(Mounts::iter) {
-            for part in mount.parts() {
-                let (Part::Layer(name) | Part::Tree(name)) = part;
-                names.insert(name);
-            }
-        }
+        mounts.extend(parse_mountinfo(&text).map_err(std::io::Error::other)?);
     }
-    Ok(names)
+    Ok(mounts)
 }
 
 #[cfg(test)]

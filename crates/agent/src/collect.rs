@@ -1,0 +1,157 @@
+//! Which deployments stay, and the deletion of the rest.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use varve_format::DeploymentName;
+use varve_format::selection::Selection;
+use varve_rootfs::Deployment;
+use varve_rootfs::collect::{self, CollectPlan, Keep};
+
+use crate::device::{Device, Writer};
+use crate::error::{Error, Result};
+use crate::history::{self, Event, Record};
+use crate::observe::Observed;
+use crate::ps;
+use crate::rejected::Rejected;
+use crate::upgrade::Context;
+
+/// The deployments that stay: selected, booted and pinned ones, and the newest that did
+/// not fail, until there are `keep`.
+pub fn wanted(
+    deployments: &[Deployment],
+    selection: Option<&Selection>,
+    booted: Option<&DeploymentName>,
+    rejected: &Rejected,
+    keep: usize,
+) -> BTreeSet<DeploymentName> {
+    let mut stay: BTreeSet<DeploymentName> = booted.cloned().into_iter().collect();
+    if let Some(selection) = selection {
+        stay.insert(selection.latest.clone());
+        stay.extend(selection.previous.clone());
+    }
+    let failed = |deployment: &Deployment| {
+        let release = deployment.record.release.as_ref();
+        release.is_some_and(|release| rejected.find(&release.digest).is_some())
+    };
+    for deployment in deployments.iter().rev().filter(|d| !d.pinned && !failed(d)) {
+        if stay.len() >= keep {
+            break;
+        }
+        stay.insert(deployment.name().clone());
+    }
+    stay
+}
+
+/// Sees what may go. `unfinished`: what an interrupted upgrade left in incoming/ goes too.
+pub fn plan(device: &Device, unfinished: bool) -> Result<CollectPlan> {
+    let observed = Observed::look(device)?;
+    let selection = observed.effective_selection();
+    // With nothing to go by, nothing goes.
+    let keep = match &selection {
+        Some(_) => device.config.keep as usize,
+        None => usize::MAX,
+    };
+    let deployments = wanted(
+        &observed.deployments,
+        selection.as_ref(),
+        observed.booted(),
+        &observed.rejected,
+        keep,
+    );
+    let mounts = ps::all_mounts(Path::new("/proc")).map_err(Error::Proc)?;
+    let incoming = unfinished.then(BTreeSet::new);
+    Ok(collect::plan(&device.store, &Keep { newest: 0, deployments, mounts, incoming })?)
+}
+
+/// Deletes what a plan says. Works without free space.
+pub fn execute(
+    device: &Device,
+    _writer: &Writer,
+    plan: &CollectPlan,
+    context: &Context<'_>,
+) -> Result<()> {
+    if plan.is_empty() {
+        return Ok(());
+    }
+    collect::execute(&device.store, plan)?;
+    let record = Record::new(context.now, Event::Collect)
+        .with("deployments", names(&plan.deployments))
+        .with("bytes", plan.bytes);
+    // A disk that was full may be so for the history still: what counts is done.
+    let _ = history::append(device.store.dir(), &record);
+    Ok(())
+}
+
+/// After an upgrade: what the policy does not keep, and what was fetched for it. Gives
+/// the deployments that went.
+pub(crate) fn by_policy(
+    device: &Device,
+    writer: &Writer,
+    context: &Context<'_>,
+) -> Result<Vec<String>> {
+    let plan = plan(device, true)?;
+    execute(device, writer, &plan, context)?;
+    Ok(plan.deployments.iter().map(ToString::to_string).collect())
+}
+
+fn names(names: &[DeploymentName]) -> String {
+    names.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use varve_format::ReleaseDigest;
+    use varve_format::deployment::{DeploymentRecord, FORMAT, ReleaseRef, RootMode, Stack};
+
+    use super::*;
+
+    fn release(n: u8) -> ReleaseRef {
+        let name = format!("r{n}").parse().unwrap();
+        ReleaseRef { name, digest: ReleaseDigest([n; 32]), sequence: n.into() }
+    }
+
+    fn deployment(n: u8, pinned: bool) -> Deployment {
+        let record = DeploymentRecord {
+            format: FORMAT,
+            name: format!("d{n}").parse().unwrap(),
+            created: 0,
+            number: n.into(),
+            stack: Stack::HardLink { tree: "t".parse().unwrap() },
+            root_mode: RootMode::ReadOnly,
+            release: Some(release(n)),
+            kernel: None,
+            state: Vec::new(),
+        };
+        Deployment { record, confirmed: true, pinned }
+    }
+
+    fn stay(booted: &str, latest: &str, previous: Option<&str>, keep: usize) -> String {
+        let deployments: Vec<_> = (1..=6).map(|n| deployment(n, n == 2)).collect();
+        let name = |text: &str| -> DeploymentName { text.parse().unwrap() };
+        let selection = Selection {
+            generation: 1,
+            latest: name(latest),
+            previous: previous.map(name),
+            tries: None,
+        };
+        let mut rejected = Rejected::default();
+        rejected.add(&release(5), "it hung", Timestamp::UNIX_EPOCH);
+        let booted = name(booted);
+        let stay = wanted(&deployments, Some(&selection), Some(&booted), &rejected, keep);
+        stay.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn what_boots_stays_and_then_the_newest_good_ones() {
+        assert_eq!(stay("d6", "d6", Some("d4"), 2), "d4 d6");
+        assert_eq!(stay("d1", "d6", Some("d4"), 2), "d1 d4 d6", "what runs stays");
+        assert_eq!(
+            stay("d6", "d6", None, 3),
+            "d3 d4 d6",
+            "d5 failed; the pinned d2 stays by itself"
+        );
+        assert_eq!(stay("d4", "d4", None, 2), "d4 d6");
+    }
+}

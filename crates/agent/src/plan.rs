@@ -1,0 +1,235 @@
+//! What an upgrade will do, as data: what it fetches, the room it needs on each file
+//! system and whether that is there, what is merged first. Made before anything is
+//! changed; `varve upgrade --dry-run` prints it.
+//!
+//! ```text
+//! StagePlan (rootfs) --.
+//! contents::Plan -------+--> UpgradePlan --> refuse() : budget, room
+//! Space ---------------'
+//! ```
+
+use serde::Serialize;
+use varve_fetch::contents;
+use varve_format::deployment::{Layout, ReleaseRef};
+use varve_format::{DeploymentName, LayerName};
+use varve_rootfs::layout::StagePlan;
+use varve_sys::space::Space;
+
+use crate::config::Config;
+
+/// File systems of ours give out room in blocks of this size.
+const BLOCK: u64 = 4096;
+/// For records, the manifest's directory, the history, journal blocks.
+const RECORDS: u64 = 1 << 20;
+
+/// What an upgrade will do.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct UpgradePlan {
+    /// The release.
+    pub release: ReleaseRef,
+    /// What its system calls itself; may be empty.
+    pub title: String,
+    /// The publisher's notes; may be empty.
+    pub notes: String,
+    /// What it is built upon.
+    pub base: Option<DeploymentName>,
+    /// What the new deployment will be called.
+    pub deployment: DeploymentName,
+    /// How its root will be held.
+    pub layout: Layout,
+    /// Whether it was staged before, whole: then it is only promoted.
+    pub is_here: bool,
+    /// Layers that are folded into one before anything is fetched, newest first.
+    pub merge: Vec<LayerName>,
+    /// What is fetched.
+    pub fetch: Fetch,
+    /// What is written.
+    pub write: Write,
+    /// The room that it needs, by file system.
+    pub room: Vec<Room>,
+    /// The most that may be fetched, in bytes, as configured.
+    pub max_download: Option<u64>,
+}
+
+/// What is fetched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Fetch {
+    /// Bytes over the wire for contents.
+    pub bytes: u64,
+    /// Requests for them, when nothing goes wrong.
+    pub requests: u64,
+    /// Files.
+    pub contents: u64,
+    /// Bytes of contents that an earlier, interrupted upgrade left here.
+    pub here_already: u64,
+    /// Bytes of metadata, manifest and indexes that making this plan has cost.
+    pub metadata_bytes: u64,
+}
+
+/// What is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Write {
+    /// Paths of the new layer or tree.
+    pub paths: u64,
+    /// Of these, files that become one more name of a file that is here.
+    pub linked: u64,
+    /// Contents copied from deployments that are here.
+    pub copied: u64,
+    /// Files of the base that are damaged on this disk and are written anew.
+    pub damaged: u64,
+}
+
+/// The room on one file system, and what is wanted of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Room {
+    /// A directory on it.
+    pub path: String,
+    /// Bytes wanted.
+    pub need: u64,
+    /// Bytes free.
+    pub free: u64,
+    /// Bytes of these that are never used.
+    pub reserve: u64,
+    /// Inodes wanted.
+    pub need_inodes: u64,
+    /// Inodes free; none where they are made as needed.
+    pub free_inodes: Option<u64>,
+}
+
+/// Why a plan is not carried out. Nothing was changed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// Too few bytes.
+    #[error(
+        "{path} has too little room: {need} bytes are needed, {free} are free, of which {reserve} are kept in reserve"
+    )]
+    Bytes {
+        /// Where.
+        path: String,
+        /// Wanted.
+        need: u64,
+        /// There.
+        free: u64,
+        /// Never used.
+        reserve: u64,
+    },
+    /// Too few inodes.
+    #[error("{path} has too few inodes: {need} are needed, {free} are free")]
+    Inodes {
+        /// Where.
+        path: String,
+        /// Wanted.
+        need: u64,
+        /// There.
+        free: u64,
+    },
+    /// Over the data budget.
+    #[error("{bytes} bytes would be fetched; the configuration allows {limit} (max-download)")]
+    Budget {
+        /// Wanted.
+        bytes: u64,
+        /// Allowed.
+        limit: u64,
+    },
+}
+
+impl Room {
+    /// Whether there is enough.
+    pub fn fits(&self) -> bool {
+        self.refusal().is_none()
+    }
+
+    fn refusal(&self) -> Option<Refusal> {
+        let path = self.path.clone();
+        if self.need > self.free.saturating_sub(self.reserve) {
+            let (need, free, reserve) = (self.need, self.free, self.reserve);
+            return Some(Refusal::Bytes { path, need, free, reserve });
+        }
+        let free = self.free_inodes?;
+        let need = self.need_inodes;
+        (need > free).then_some(Refusal::Inodes { path, need, free })
+    }
+}
+
+impl UpgradePlan {
+    /// Whether it must not be carried out, and why.
+    pub fn refuse(&self) -> Result<(), Refusal> {
+        if let Some(limit) = self.max_download.filter(|&limit| self.fetch.bytes > limit) {
+            return Err(Refusal::Budget { bytes: self.fetch.bytes, limit });
+        }
+        self.room.iter().find_map(Room::refusal).map_or(Ok(()), Err)
+    }
+}
+
+/// What staging and fetching want of the file system that holds `/varve`.
+/// `manifest_text` and `state` are the bytes of the new deployment's manifest and of the
+/// state that is copied to it.
+pub fn room(
+    path: String,
+    space: Space,
+    stage: &StagePlan,
+    fetch: &contents::Plan,
+    manifest_text: u64,
+    state: u64,
+    config: &Config,
+) -> Room {
+    // Each file ends in a block that it does not fill.
+    let ends = (fetch.contents() as u64 + stage.write_inodes) * BLOCK / 2;
+    let need = fetch.disk_bytes() + ends + stage.write_bytes + manifest_text + state + RECORDS;
+    let need_inodes = fetch.contents() as u64 + stage.write_inodes + 64;
+    Room {
+        path,
+        need,
+        free: space.free,
+        reserve: config.reserve.0,
+        need_inodes,
+        free_inodes: (space.free_inodes != u64::MAX).then_some(space.free_inodes),
+    }
+}
+
+/// Which layers of a stack are folded into one before another is laid on top: all of
+/// them, once the new layer would make it deeper than the configuration says.
+pub fn layers_to_merge(stack: &[LayerName], config: &Config) -> Vec<LayerName> {
+    let deep = stack.len() + 1 > config.layers as usize && stack.len() > 1;
+    if deep && config.layout == Layout::Overlay { stack.to_vec() } else { Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(need: u64, free: u64, need_inodes: u64, free_inodes: Option<u64>) -> Room {
+        let path = "/run/varve/physical".to_owned();
+        Room { path, need, free, reserve: 100, need_inodes, free_inodes }
+    }
+
+    #[test]
+    fn room_is_bytes_and_inodes_and_never_the_reserve() {
+        assert!(room(900, 1000, 5, Some(5)).fits());
+        assert!(room(900, 1000, 5, None).fits());
+        assert!(!room(901, 1000, 5, None).fits());
+        assert!(!room(1, 50, 0, None).fits(), "less than the reserve is there");
+        assert_eq!(
+            room(0, 1000, 6, Some(5)).refusal().unwrap().to_string(),
+            "/run/varve/physical has too few inodes: 6 are needed, 5 are free"
+        );
+    }
+
+    #[test]
+    fn the_lowest_are_merged_once_the_stack_is_too_deep() {
+        let stack: Vec<LayerName> = ["u3", "u2", "b"].map(|name| name.parse().unwrap()).to_vec();
+        let with = |layers, stack: &[LayerName]| {
+            layers_to_merge(stack, &Config { layers, ..Config::default() }).len()
+        };
+        assert_eq!(with(2, &stack[2..]), 0, "a base alone");
+        assert_eq!(with(2, &stack[1..]), 2);
+        assert_eq!(with(3, &stack[1..]), 0);
+        assert_eq!(with(3, &stack), 3);
+        let config = Config { layout: Layout::HardLink, ..Config::default() };
+        assert!(layers_to_merge(&stack, &config).is_empty(), "a tree has no depth");
+    }
+}

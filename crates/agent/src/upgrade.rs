@@ -1,0 +1,352 @@
+//! The upgrade: the algorithm of 2007, each part a step that can be run again.
+//!
+//! ```text
+//! lock, sweep          what an interrupted run left goes; what it fetched stays
+//! refresh, choose      trust; the newest release of the channel that did not fail here
+//! plan                 what to fetch, the room it needs: refused before anything changes
+//! merge                if the stack is as deep as the policy allows
+//! fetch                into incoming/, each content verified
+//! stage, verify        beside the system, compared with the manifest as a whole
+//! commit               a deployment, invisible to boot
+//! carry                the running system's versioned state
+//! promote              one file replaced: from here on the next boot tries it
+//! history, collect     what nothing needs any more
+//! ```
+//!
+//! [`prepare`] does the first three and gives a [`Ready`]; [`Ready::run`] does the rest.
+//! Cut at any point, the next run begins again and finds done what was done.
+
+mod run;
+
+use jiff::Timestamp;
+use std::collections::HashSet;
+use varve_fetch::contents;
+use varve_fetch::{Metadata, Patience, ReleaseRef, Sources, Trust};
+use varve_format::ContentDigest;
+use varve_format::deployment::ReleaseRef as Installed;
+use varve_format::manifest::Manifest;
+use varve_format::release::ReleaseRecord;
+use varve_rootfs::layout::{self, Request, StagePlan};
+use varve_rootfs::{Deployment, SourceCheck};
+use varve_sys::space;
+use varve_sys::task::{Cancel, Progress};
+
+use crate::choose::{Choice, Wish, choose};
+use crate::config::Verify;
+use crate::device::{Device, Writer};
+use crate::error::{Error, Result};
+use crate::observe::Observed;
+use crate::plan::{self, Fetch, UpgradePlan, Write};
+use crate::rejected::Rejection;
+use crate::{policy, sources};
+
+pub(crate) use run::carry;
+pub use run::{Done, promote};
+
+/// What every long act is given.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// The system's clock.
+    pub now: Timestamp,
+    /// Hears of progress.
+    pub progress: &'a dyn Progress,
+    /// Stops the work.
+    pub cancel: &'a Cancel,
+    /// How long to go on with a source that fails.
+    pub patience: &'a Patience,
+}
+
+/// What the repository has for this device.
+#[derive(Debug)]
+pub struct Offer {
+    /// The repository's metadata.
+    pub metadata: Metadata,
+    /// What is to be done about it.
+    pub choice: Choice,
+}
+
+/// A plan, and all that is needed to carry it out.
+pub struct Ready {
+    /// What will be done.
+    pub plan: UpgradePlan,
+    /// Newer releases that failed here before and are passed over.
+    pub passed_over: Vec<Rejection>,
+    /// Why the release failed here before; its user named it all the same.
+    pub failed_before: Option<Rejection>,
+    /// Sources that could not be checked, or were refused.
+    pub warnings: Vec<String>,
+    way: Way,
+    sources: Sources,
+}
+
+/// What has to be done for it.
+enum Way {
+    /// It was staged before: it is promoted.
+    Here(Box<Deployment>),
+    /// It is fetched and staged.
+    Stage(Box<Parts>),
+}
+
+struct Parts {
+    record: ReleaseRecord,
+    manifest: Manifest,
+    base: Option<Deployment>,
+    stage: StagePlan,
+    contents: contents::Plan,
+}
+
+/// What came of preparing.
+pub enum Prepared {
+    /// There is nothing newer.
+    UpToDate {
+        /// Newer releases that failed here before and are not tried again.
+        passed_over: Vec<Rejection>,
+        /// Sources that could not be checked, or were refused.
+        warnings: Vec<String>,
+    },
+    /// There is something to do.
+    Ready(Box<Ready>),
+}
+
+/// Asks the sources what there is, and chooses. Saves what was verified of the trust.
+pub fn check(
+    device: &Device,
+    _writer: &Writer,
+    observed: &Observed,
+    sources: &Sources,
+    wish: &Wish,
+    context: &Context<'_>,
+) -> Result<Offer> {
+    let trust_dir = device.store.dir().make_dir("trust", 0o700)?;
+    let metadata = Trust::open(&trust_dir).refresh(sources, context.now, context.cancel)?;
+    let latest = observed.latest().and_then(|latest| latest.record.release.as_ref());
+    let releases = metadata.releases();
+    let choice = choose(releases, &device.config.channel, latest, &observed.rejected, wish)?;
+    Ok(Offer { metadata, choice })
+}
+
+/// Opens the configured sources.
+pub fn open_sources(device: &Device, context: &Context<'_>) -> Result<Sources> {
+    Ok(sources::open(&device.config.sources, context.patience.clone())?)
+}
+
+/// Looks, asks, chooses and plans. `dry_run`: what is here is believed to be whole, and
+/// nothing is swept.
+pub fn prepare(
+    device: &Device,
+    writer: &Writer,
+    wish: &Wish,
+    dry_run: bool,
+    context: &Context<'_>,
+) -> Result<Prepared> {
+    if !dry_run {
+        varve_rootfs::stage::sweep(&device.store)?;
+    }
+    let observed = Observed::look(device)?;
+    let sources = open_sources(device, context)?;
+    let Offer { metadata, choice } = check(device, writer, &observed, &sources, wish, context)?;
+    let warnings: Vec<_> = metadata
+        .warnings
+        .iter()
+        .map(|warning| varve_rootfs::mount::whole_message(&warning.error))
+        .collect();
+    let (release, passed_over, failed_before) = match choice {
+        Choice::UpToDate { passed_over } => {
+            return Ok(Prepared::UpToDate { passed_over, warnings });
+        }
+        Choice::Take { release, passed_over, failed_before } => {
+            (release, passed_over, failed_before)
+        }
+    };
+    let here = staged_before(device, &observed, &release, wish);
+    let (plan, way) = match here {
+        Some(deployment) => plan_here(device, &release, deployment)?,
+        None => {
+            let record = metadata.record(&release.name, &sources, context.cancel)?;
+            let base = base(&observed).cloned();
+            let check = match device.config.verify {
+                Verify::Full if !dry_run => SourceCheck::Contents,
+                _ => SourceCheck::Trust,
+            };
+            let (manifest, text) = varve_fetch::manifest(&record, &sources, context.cancel)?;
+            let (manifest, text) = (manifest.into_inner(), text.len() as u64);
+            check_policy(device, &manifest)?;
+            let target = Target { record: record.into_inner(), manifest, text, release: &release };
+            plan_stage(device, target, base, check, &sources, context)?
+        }
+    };
+    Ok(Prepared::Ready(Box::new(Ready {
+        plan,
+        passed_over,
+        failed_before,
+        warnings,
+        way,
+        sources,
+    })))
+}
+
+/// Refuses what this device does not take.
+pub(crate) fn check_policy(device: &Device, manifest: &Manifest) -> Result<()> {
+    policy::check(manifest, &device.config)?;
+    policy::check_bootable(manifest)?;
+    let paths = device.config.state.iter().map(|state| &state.path);
+    let paths = varve_rootfs::state::missing(paths, manifest);
+    if paths.is_empty() { Ok(()) } else { Err(Error::NoStateDirectory { paths }) }
+}
+
+/// A deployment of this release that is whole and is held as the configuration says: an
+/// earlier run was interrupted before it promoted, or the user goes back.
+fn staged_before(
+    device: &Device,
+    observed: &Observed,
+    release: &ReleaseRef,
+    wish: &Wish,
+) -> Option<Deployment> {
+    let config = &device.config;
+    let latest = observed.latest().map(Deployment::name);
+    let fits = |deployment: &&Deployment| {
+        let record = &deployment.record;
+        let same = record.release.as_ref().is_some_and(|held| held.digest == release.digest);
+        let again = wish.restage && Some(deployment.name()) == latest;
+        same && !again
+            && record.stack.layout() == config.layout
+            && record.root_mode == config.root_mode
+            && record.state == config.state
+    };
+    observed.deployments.iter().rev().find(fits).cloned()
+}
+
+/// What the new deployment is built upon: what runs, else what boots next, if it is good.
+fn base(observed: &Observed) -> Option<&Deployment> {
+    let selection = observed.effective_selection();
+    let names = [
+        observed.booted(),
+        selection.as_ref().filter(|s| s.tries.is_none()).map(|s| &s.latest),
+        selection.as_ref().and_then(|s| s.previous.as_ref()),
+        selection.as_ref().map(|s| &s.latest),
+    ];
+    names.into_iter().flatten().find_map(|name| observed.deployment(name))
+}
+
+fn installed(release: &ReleaseRef) -> Installed {
+    Installed { name: release.name.clone(), digest: release.digest, sequence: release.sequence }
+}
+
+fn plan_here(
+    device: &Device,
+    release: &ReleaseRef,
+    deployment: Deployment,
+) -> Result<(UpgradePlan, Way)> {
+    let plan = UpgradePlan {
+        release: installed(release),
+        title: String::new(),
+        notes: String::new(),
+        base: None,
+        deployment: deployment.name().clone(),
+        layout: deployment.record.stack.layout(),
+        is_here: true,
+        merge: Vec::new(),
+        fetch: Fetch::default(),
+        write: Write::default(),
+        room: Vec::new(),
+        max_download: device.config.max_download.map(|limit| limit.0),
+    };
+    Ok((plan, Way::Here(Box::new(deployment))))
+}
+
+/// What is to be staged.
+pub(crate) struct Target<'a> {
+    record: ReleaseRecord,
+    manifest: Manifest,
+    /// Length of the manifest's text.
+    text: u64,
+    release: &'a ReleaseRef,
+}
+
+fn plan_stage(
+    device: &Device,
+    target: Target<'_>,
+    base: Option<Deployment>,
+    check: SourceCheck,
+    sources: &Sources,
+    context: &Context<'_>,
+) -> Result<(UpgradePlan, Way)> {
+    let Target { record, manifest, text, release } = target;
+    let store = &device.store;
+    let name = store.free_deployment_name(release.name.as_str())?;
+    let layers = base.as_ref().map_or(&[][..], |base| base.record.stack.layers());
+    let merge = plan::layers_to_merge(layers, &device.config);
+    // What is merged first is planned again afterwards: then it is read, not twice.
+    let check = if merge.is_empty() { check } else { SourceCheck::Trust };
+    let stage = layout::of(device.config.layout).plan(&Request {
+        store,
+        base: base.as_ref(),
+        name: &name,
+        manifest: &manifest,
+        check,
+        progress: context.progress,
+        cancel: context.cancel,
+    })?;
+    let contents = plan_contents(device, &record, &stage, sources, context)?;
+    let path = device.places.physical_root.display().to_string();
+    let room = plan::room(
+        path,
+        space::space(store.dir())?,
+        &stage,
+        &contents,
+        text,
+        run::state_bytes(store, base.as_ref())?,
+        &device.config,
+    );
+    let here: u64 = stage.incoming.iter().map(|needed| needed.size).sum();
+    let plan = UpgradePlan {
+        release: installed(release),
+        title: record.title.clone(),
+        notes: record.notes.clone(),
+        base: stage.base.clone(),
+        deployment: name,
+        layout: device.config.layout,
+        is_here: false,
+        merge,
+        fetch: Fetch {
+            bytes: contents.bytes(),
+            requests: contents.requests(),
+            contents: contents.contents() as u64,
+            here_already: here + contents.reused(),
+            metadata_bytes: sources.traffic().bytes,
+        },
+        write: Write {
+            paths: stage.paths,
+            linked: stage.linked,
+            copied: stage.copied,
+            damaged: stage.damaged.len() as u64,
+        },
+        room: vec![room],
+        max_download: device.config.max_download.map(|limit| limit.0),
+    };
+    let parts = Parts { record, manifest, base, stage, contents };
+    Ok((plan, Way::Stage(Box::new(parts))))
+}
+
+/// Plans the fetching of what is missing. Only the indexes of packs that still miss
+/// something are fetched.
+pub(crate) fn plan_contents(
+    device: &Device,
+    record: &ReleaseRecord,
+    stage: &StagePlan,
+    sources: &Sources,
+    context: &Context<'_>,
+) -> Result<contents::Plan> {
+    let mut missing: HashSet<ContentDigest> = stage.fetch.iter().map(|n| n.digest).collect();
+    let mut packs = Vec::new();
+    for pack in &record.packs {
+        if missing.is_empty() {
+            break;
+        }
+        let index = varve_fetch::pack_index(pack, sources, context.cancel)?;
+        missing.retain(|digest| index.find(digest).is_none());
+        packs.push((*pack, index));
+    }
+    let wanted = stage.fetch.iter().map(|needed| (needed.digest, needed.size));
+    Ok(contents::plan(wanted, packs, device.store.incoming(), sources)?)
+}

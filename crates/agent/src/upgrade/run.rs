@@ -1,0 +1,292 @@
+//! The upgrade's steps, after the plan.
+
+use varve_boot::transition;
+use varve_fetch::contents;
+use varve_format::DeploymentName;
+use varve_format::selection::Selection;
+use varve_rootfs::layout::{self, Request, StagePlan};
+use varve_rootfs::reconcile::Reconciled;
+use varve_rootfs::stage::StageError;
+use varve_rootfs::verify::Level;
+use varve_rootfs::{Deployment, Details, SourceCheck, Store};
+use varve_sys::{Dir, SysError};
+
+use super::{Context, Parts, Ready, Way, plan_contents};
+use crate::config::Verify;
+use crate::device::{Device, Writer};
+use crate::error::{Error, Result};
+use crate::history::{self, Event, Record};
+use crate::observe::Observed;
+use crate::{plan, selection};
+
+/// What was done.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Done {
+    /// The deployment that the next boot tries.
+    pub deployment: DeploymentName,
+    /// The release's name.
+    pub release: String,
+    /// Bytes over the wire, metadata included.
+    pub fetched: u64,
+    /// Bytes of contents written.
+    pub written: u64,
+    /// Bytes of contents that an earlier run had left here.
+    pub reused: u64,
+    /// Files whose content was read and compared.
+    pub files_verified: u64,
+    /// How often it will be tried.
+    pub tries: u8,
+    /// Files of versioned state that were changed here and by the release.
+    pub reconciled: Vec<Reconciled>,
+    /// What was deleted afterwards.
+    pub collected: Vec<String>,
+}
+
+impl Ready {
+    /// Carries the plan out. Refused before anything changes when there is no room.
+    pub fn run(self, device: &Device, writer: &Writer, context: &Context<'_>) -> Result<Done> {
+        let release = self.plan.release.clone();
+        let result = self.carry_out(device, writer, context);
+        if let Err(error) = &result
+            && !error.is_cancelled()
+            && !error.is_link()
+        {
+            let reason = varve_rootfs::mount::whole_message(error);
+            let record = Record::new(context.now, Event::UpgradeFailed)
+                .with("release", &release.name)
+                .with("reason", reason);
+            // On a full or read-only disk the error itself is what the user sees.
+            let _ = history::append(device.store.dir(), &record);
+        }
+        result
+    }
+
+    fn carry_out(self, device: &Device, writer: &Writer, context: &Context<'_>) -> Result<Done> {
+        let release = self.plan.release.name.clone();
+        let Staged { deployment, report, files_verified, fetched } =
+            self.stage(device, writer, context)?;
+        // From here on it takes a moment: what is done is not left half done.
+        let observed = Observed::look(device)?;
+        let reconciled = carry(&device.store, &observed, &deployment)?;
+        let tries = device.config.tries;
+        promote(&device.store, writer, &observed, &deployment, Some(tries))?;
+        let record = Record::new(context.now, Event::Upgrade)
+            .with("release", &release)
+            .with("deployment", deployment.name())
+            .with("fetched", fetched)
+            .with("reused", report.reused);
+        history::append(device.store.dir(), &record)?;
+        let collected = crate::collect::by_policy(device, writer, context)?;
+        Ok(Done {
+            deployment: deployment.name().clone(),
+            release: release.to_string(),
+            fetched,
+            written: report.written,
+            reused: report.reused,
+            files_verified,
+            tries,
+            reconciled,
+            collected,
+        })
+    }
+
+    /// Fetches, stages, verifies and commits, without promoting. Gives the deployment and
+    /// the bytes over the wire.
+    pub(crate) fn stage_only(
+        self,
+        device: &Device,
+        writer: &Writer,
+        context: &Context<'_>,
+    ) -> Result<(Deployment, u64)> {
+        let staged = self.stage(device, writer, context)?;
+        Ok((staged.deployment, staged.fetched))
+    }
+
+    fn stage(self, device: &Device, writer: &Writer, context: &Context<'_>) -> Result<Staged> {
+        self.plan.refuse()?;
+        let mut report = contents::Report::default();
+        let mut files_verified = 0;
+        let deployment = match self.way {
+            Way::Here(deployment) => *deployment,
+            Way::Stage(parts) => {
+                let parts =
+                    merge_first(device, writer, *parts, &self.plan, &self.sources, context)?;
+                let (fetched, result) = contents::fetch(
+                    &parts.contents,
+                    &self.sources,
+                    device.store.incoming(),
+                    context.progress,
+                    context.cancel,
+                );
+                report = fetched;
+                result?;
+                let (deployment, read) = stage(device, parts, &self.plan, context)?;
+                files_verified = read;
+                deployment
+            }
+        };
+        let fetched = self.sources.traffic().bytes;
+        Ok(Staged { deployment, report, files_verified, fetched })
+    }
+}
+
+/// A deployment that is whole and that nothing boots yet.
+struct Staged {
+    deployment: Deployment,
+    report: contents::Report,
+    files_verified: u64,
+    /// Bytes over the wire, metadata included.
+    fetched: u64,
+}
+
+/// Folds the base's layers into one, when the plan says so; then plans anew what is laid
+/// upon it.
+fn merge_first(
+    device: &Device,
+    writer: &Writer,
+    parts: Parts,
+    plan: &plan::UpgradePlan,
+    sources: &varve_fetch::Sources,
+    context: &Context<'_>,
+) -> Result<Parts> {
+    let Some(base) = parts.base.as_ref().filter(|_| !plan.merge.is_empty()) else {
+        return Ok(parts);
+    };
+    let base = crate::merge::merge(device, writer, base, context)?;
+    let stage = plan_stage(device, &base, &parts, plan, context)?;
+    let contents = plan_contents(device, &parts.record, &stage, sources, context)?;
+    Ok(Parts { base: Some(base), stage, contents, ..parts })
+}
+
+fn plan_stage(
+    device: &Device,
+    base: &Deployment,
+    parts: &Parts,
+    plan: &plan::UpgradePlan,
+    context: &Context<'_>,
+) -> Result<StagePlan> {
+    let check = match device.config.verify {
+        Verify::Full => SourceCheck::Contents,
+        Verify::New => SourceCheck::Trust,
+    };
+    Ok(layout::of(device.config.layout).plan(&Request {
+        store: &device.store,
+        base: Some(base),
+        name: &plan.deployment,
+        manifest: &parts.manifest,
+        check,
+        progress: context.progress,
+        cancel: context.cancel,
+    })?)
+}
+
+/// Writes the deployment beside the system, compares it with its manifest, and commits
+/// it. One that differs is deleted, with what was wrong of the fetched contents.
+fn stage(
+    device: &Device,
+    parts: Parts,
+    plan: &plan::UpgradePlan,
+    context: &Context<'_>,
+) -> Result<(Deployment, u64)> {
+    let Parts { record, manifest, stage, .. } = parts;
+    let layout = layout::of(device.config.layout);
+    let staged = layout.stage(&device.store, stage, &manifest, context.progress, context.cancel);
+    // What is linked from here was read while it was planned, if so configured.
+    let verified = staged
+        .and_then(|staged| staged.verify(Level::NewContents, context.progress, context.cancel));
+    let verified = match verified {
+        Err(error @ StageError::Differs { .. }) => {
+            drop_damaged(&device.store, context)?;
+            return Err(error.into());
+        }
+        other => other?,
+    };
+    let files_read = verified.report.files_read;
+    let deployment = verified.commit(Details {
+        created: context.now.as_second(),
+        root_mode: device.config.root_mode,
+        release: Some(plan.release.clone()),
+        kernel: record.kernel,
+        state: device.config.state.clone(),
+    })?;
+    Ok((deployment, files_read))
+}
+
+/// Deletes from incoming/ what no longer is what its name says, so that the next run
+/// fetches it again.
+fn drop_damaged(store: &Store, context: &Context<'_>) -> Result<()> {
+    for entry in store.incoming().names()? {
+        context.cancel.check()?;
+        let Some(digest) = entry.name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        let intact = crate::fsck::is_intact(store.incoming(), &entry.name, digest);
+        if !intact {
+            store.incoming().remove_all(&entry.name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives a deployment that never was good the versioned state of what runs, brought onto
+/// its release; reports the files that both sides changed. One that was
+/// good keeps its own: going back brings the old state back.
+pub(crate) fn carry(
+    store: &Store,
+    observed: &Observed,
+    to: &Deployment,
+) -> Result<Vec<Reconciled>> {
+    let Some(from) = state_source(observed, to.name()).filter(|_| !to.confirmed) else {
+        return Ok(Vec::new());
+    };
+    let manifest = store.manifest(to.name())?;
+    varve_rootfs::state::carry(store, &from.record, &to.record, &manifest).map_err(|source| {
+        let (from, to) = (from.name().clone(), to.name().clone());
+        Error::Carry { from, to, source }
+    })
+}
+
+/// Whose state a new deployment gets: what runs, else what boots next.
+fn state_source<'a>(observed: &'a Observed, to: &DeploymentName) -> Option<&'a Deployment> {
+    let from = match observed.booted() {
+        Some(booted) => observed.deployment(booted),
+        None => observed.latest(),
+    };
+    from.filter(|from| from.name() != to)
+}
+
+/// Names a deployment the latest: the commit point of an upgrade, one file replaced.
+/// `tries`: on trial; none: for good.
+pub fn promote(
+    store: &Store,
+    _writer: &Writer,
+    observed: &Observed,
+    deployment: &Deployment,
+    tries: Option<u8>,
+) -> Result<Selection> {
+    let current = observed.effective_selection();
+    let new = transition::promote(current.as_ref(), deployment.name(), tries)?;
+    selection::commit(store, &new)?;
+    Ok(new)
+}
+
+/// The bytes of the versioned state that a new deployment gets a copy of.
+pub(crate) fn state_bytes(store: &Store, base: Option<&Deployment>) -> Result<u64> {
+    let Some(base) = base else { return Ok(0) };
+    let Some(versioned) = store.state().open_dir_opt("versioned")? else { return Ok(0) };
+    match versioned.open_dir_opt(base.name())? {
+        Some(dir) => Ok(bytes_below(&dir)?),
+        None => Ok(0),
+    }
+}
+
+fn bytes_below(dir: &Dir) -> Result<u64, SysError> {
+    let mut bytes = 0;
+    for entry in dir.names()? {
+        let Some(stat) = dir.stat_opt(&entry.name)? else { continue };
+        bytes += stat.blocks * 512;
+        if stat.is_dir() {
+            bytes += bytes_below(&dir.open_dir(&entry.name)?)?;
+        }
+    }
+    Ok(bytes)
+}
