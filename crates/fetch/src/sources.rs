@@ -214,8 +214,9 @@ impl Sources {
             body: None,
             ignores_ranges: false,
             failures: 0,
+            furthest: 0,
             mixed: false,
-            window: None,
+            window: (Duration::ZERO, 0),
             tried: Vec::new(),
         }
     }
@@ -233,10 +234,14 @@ pub struct FileReader<'a> {
     /// The current source answers a range with the whole file.
     ignores_ranges: bool,
     failures: u32,
+    /// The furthest position that this source has brought: only what goes beyond it is a
+    /// gain that makes earlier failures forgotten.
+    furthest: u64,
     /// The range under way has bytes of more than one request.
     mixed: bool,
-    /// When the current measure of speed began, and the bytes since then.
-    window: Option<(Instant, u64)>,
+    /// Of the current measure of speed: the time spent waiting for the source (not for
+    /// whoever takes the bytes), and the bytes that came.
+    window: (Duration, u64),
     tried: Vec<Attempt>,
 }
 
@@ -306,11 +311,15 @@ impl FileReader<'_> {
             } else {
                 buffer.len()
             };
-            let count = body.read(&mut buffer[..room])?;
+            let began = Instant::now();
+            let read = body.read(&mut buffer[..room]);
+            self.window.0 += began.elapsed();
+            let count = read?;
             if count == 0 {
                 return Err(TransportError::Cut { at: body.position(), expected: until });
             }
-            self.measure(count as u64)?;
+            let reached = body.position();
+            self.measure(count as u64, reached)?;
             if skip == 0 {
                 return Ok(count);
             }
@@ -330,7 +339,10 @@ impl FileReader<'_> {
             if self.cancel.is_cancelled() {
                 return Err(TransportError::Cancelled);
             }
-            let count = body.read(&mut buffer)?;
+            let began = Instant::now();
+            let read = body.read(&mut buffer);
+            self.window.0 += began.elapsed();
+            let count = read?;
             if count == 0 {
                 return Ok(());
             }
@@ -338,7 +350,7 @@ impl FileReader<'_> {
             if out.len() as u64 > limit {
                 return Err(TransportError::TooLong { limit });
             }
-            self.measure(count as u64)?;
+            self.measure(count as u64, out.len() as u64)?;
         }
     }
 
@@ -351,21 +363,26 @@ impl FileReader<'_> {
     fn open(&mut self, range: Option<Range<u64>>) -> Result<Body, TransportError> {
         let source = self.sources.list.get(self.current).ok_or(TransportError::Missing)?;
         self.sources.moved.requests.fetch_add(1, Ordering::Relaxed);
-        self.window = None;
-        source.open(&self.path, range)
+        let began = Instant::now();
+        let body = source.open(&self.path, range);
+        self.window.0 += began.elapsed();
+        body
     }
 
-    /// Counts bytes, and refuses a source that trickles.
-    fn measure(&mut self, count: u64) -> Result<(), TransportError> {
-        self.failures = 0;
+    /// Counts bytes, and refuses a source that trickles, over one connection or over many.
+    fn measure(&mut self, count: u64, reached: u64) -> Result<(), TransportError> {
+        if reached > self.furthest {
+            self.furthest = reached;
+            self.failures = 0;
+        }
         self.sources.moved.bytes.fetch_add(count, Ordering::Relaxed);
         let patience = &self.sources.patience;
-        let (began, bytes) = self.window.get_or_insert_with(|| (Instant::now(), 0));
+        let (waited, bytes) = &mut self.window;
         *bytes += count;
         if *bytes >= patience.slowest_bytes {
-            self.window = None;
-        } else if began.elapsed() > patience.slowest_window {
-            return Err(TransportError::TooSlow { bytes: *bytes, window: patience.slowest_window });
+            self.window = (Duration::ZERO, 0);
+        } else if *waited > patience.slowest_window {
+            return Err(TransportError::TooSlow { bytes: *bytes, window: *waited });
         }
         Ok(())
     }
@@ -389,6 +406,8 @@ impl FileReader<'_> {
     fn leave(&mut self, error: TransportError) -> Result<(), FetchError> {
         self.body = None;
         self.failures = 0;
+        self.furthest = 0;
+        self.window = (Duration::ZERO, 0);
         self.ignores_ranges = false;
         if let Some(source) = self.sources.list.get(self.current) {
             self.tried.push(Attempt { source: source.name().to_owned(), error });

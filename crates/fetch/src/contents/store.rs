@@ -135,8 +135,14 @@ impl<'a> Store<'a> {
             self.part = Some(Part { digest, file, durable: resume, written: offset });
         }
         let Some(part) = &mut self.part else { return Ok(()) };
-        part.file.write_sparse(bytes)?;
         part.written += bytes.len() as u64;
+        if bytes.iter().all(|&byte| byte == 0) {
+            // A frame of zeros is a hole, however small the frames are.
+            part.file.set_length(part.written)?;
+            part.file.seek_to(part.written)?;
+        } else {
+            part.file.write_sparse(bytes)?;
+        }
         self.wrote(bytes.len() as u64)
     }
 

@@ -142,13 +142,13 @@ pub enum TransportError {
         reason: String,
     },
     /// No byte came for too long.
-    #[error("nothing came for {} seconds", after.as_secs_f32())]
+    #[error("nothing came for {:.1} seconds", after.as_secs_f32())]
     Stalled {
         /// How long was waited.
         after: Duration,
     },
     /// Bytes come, but so slowly that the source is given up.
-    #[error("only {bytes} bytes came in {} seconds", window.as_secs_f32())]
+    #[error("only {bytes} bytes came in {:.1} seconds", window.as_secs_f32())]
     TooSlow {
         /// How many bytes came.
         bytes: u64,
