@@ -17,8 +17,10 @@ put 755 "$binaries/varve" usr/bin/varve
 put 755 "$binaries/varve-boot" usr/lib/varve/varve-boot
 
 put 755 "$from/initramfs-tools/hooks/varve" usr/share/initramfs-tools/hooks/varve
-put 755 "$from/initramfs-tools/scripts/local-bottom/varve" \
-	usr/share/initramfs-tools/scripts/local-bottom/varve
+for script in init-premount local-bottom; do
+	put 755 "$from/initramfs-tools/scripts/$script/varve" \
+		"usr/share/initramfs-tools/scripts/$script/varve"
+done
 put 755 "$from/dracut/90varve/module-setup.sh" usr/lib/dracut/modules.d/90varve/module-setup.sh
 put 644 "$from/dracut/90varve/varve-boot.service" \
 	usr/lib/dracut/modules.d/90varve/varve-boot.service

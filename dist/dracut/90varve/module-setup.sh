@@ -18,6 +18,6 @@ install() {
 	inst_simple "/usr/lib/varve/varve-boot" "/usr/bin/varve-boot"
 	inst_simple "$moddir/varve-boot.service" "$systemdsystemunitdir/varve-boot.service"
 	mkdir -p "$initdir/etc/modules-load.d"
-	echo evdev > "$initdir/etc/modules-load.d/varve.conf"
+	printf '%s\n' overlay evdev > "$initdir/etc/modules-load.d/varve.conf"
 	$SYSTEMCTL -q --root "$initdir" add-requires initrd-root-fs.target varve-boot.service
 }
