@@ -12,6 +12,7 @@
 //! generation = 8              # of the selection, the spent try counted
 //! key-held = false
 //! microseconds = 5210         # from the boot stage's start to handing over
+//! phases = [["physical", 900], …]   # the same, in parts
 //! kernel = "6.12.117+deb13-cloud-amd64"
 //! selection-problem = "…"     # only where there was no usable selection
 //! passed-over = []            # what should have booted and did not, and why
@@ -58,6 +59,9 @@ pub struct BootReport {
     pub key_held: bool,
     /// From the boot stage's start to handing over.
     pub microseconds: u64,
+    /// The same in parts, in their order: what was done, and its microseconds.
+    #[serde(default)]
+    pub phases: Vec<(String, u64)>,
     /// `uname -r`.
     pub kernel: String,
     /// Why there was no usable selection.
@@ -123,6 +127,7 @@ mod tests {
             generation: Some(8),
             key_held: false,
             microseconds: 5210,
+            phases: vec![("physical".into(), 900), ("mount".into(), 4300)],
             kernel: "6.12".into(),
             selection_problem: None,
             passed_over: vec!["c failed its trials".into()],

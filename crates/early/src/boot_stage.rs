@@ -73,16 +73,19 @@ pub fn run(
         return Ok(Outcome::NoVarve);
     }
     let mut warnings = Vec::new();
+    let mut clock = Clock { last: begun, phases: Vec::new() };
     let places = Places::make(run).map_err(StageError::Run)?;
     let physical_root = keep_physical(&at_target, &places.physical, &mut warnings)?;
+    clock.done("physical");
     let store = Store::open(&physical_root).map_err(StageError::Store)?;
-
     let selection = look::selection(&store);
     let deployments = look::deployments(&store, &mut warnings);
     let (wishes, bad) = Wishes::read(|key| machine.command_line.value(key));
     warnings.extend(bad);
+    clock.done("records");
     let asked = machine.escape(&mut warnings);
 
+    clock.done("keys");
     let mut stage = Stage {
         store,
         target,
@@ -93,6 +96,7 @@ pub fn run(
         problem: selection.as_ref().err().cloned(),
         selection: selection.ok(),
         warnings,
+        clock,
     };
     let (decision, stack, root_mode) = stage.boot()?;
     let record = &stage.deployment(&decision.deployment).record;
@@ -108,6 +112,7 @@ pub fn run(
         generation: stage.selection.as_ref().map(|selection| selection.generation),
         key_held: stage.key_held,
         microseconds: begun.elapsed().as_micros() as u64,
+        phases: stage.clock.phases,
         kernel: machine.kernel.clone(),
         selection_problem: stage.problem.as_ref().map(|problem| match problem {
             Unusable::Missing => "it is missing".to_owned(),
@@ -172,6 +177,22 @@ struct Stage<'a> {
     selection: Option<Selection>,
     problem: Option<Unusable>,
     warnings: Vec<String>,
+    clock: Clock,
+}
+
+/// How long each part of the boot stage took.
+struct Clock {
+    last: Instant,
+    phases: Vec<(String, u64)>,
+}
+
+impl Clock {
+    /// The part that ends now. A part done twice is there twice.
+    fn done(&mut self, phase: &str) {
+        let now = Instant::now();
+        self.phases.push((phase.to_owned(), now.duration_since(self.last).as_micros() as u64));
+        self.last = now;
+    }
 }
 
 /// What was decided, the stack as it was mounted, and the root's mode.
@@ -228,6 +249,7 @@ impl Stage<'_> {
         durable::replace_file(self.store.boot(), "selection", text.as_bytes(), 0o644)
             .map_err(|error| format!("its try cannot be noted: {}", whole_message(&error)))?;
         self.selection = Some(spent.clone());
+        self.clock.done("try");
         Ok(())
     }
 
@@ -239,8 +261,10 @@ impl Stage<'_> {
         let record = &self.deployment(&decision.deployment).record;
         let options = Options { strip: decision.strip, root_mode: decision.root };
         let plan = plan(&self.store, record, options).map_err(|error| whole_message(&error))?;
+        self.clock.done("plan");
         let executed = execute(&self.store, &plan, self.target, &self.memory, care)
             .map_err(|error| whole_message(&error))?;
+        self.clock.done("mount");
         let left_out = plan.left_out.iter();
         let warnings = left_out
             .map(|left| format!("{} is not mounted: {}", left.path, left.why))

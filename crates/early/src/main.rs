@@ -34,7 +34,13 @@ fn main() -> ExitCode {
                 say(Level::Warning, line);
             }
             let (name, microseconds) = (&report.deployment, report.microseconds);
-            say(Level::Notice, &format!("booted {name} ({}) in {microseconds} us", booted.reason));
+            let phases: Vec<String> =
+                report.phases.iter().map(|(phase, time)| format!("{phase} {time}")).collect();
+            let (reason, phases) = (&booted.reason, phases.join(", "));
+            say(
+                Level::Notice,
+                &format!("booted {name} ({reason}) in {microseconds} us: {phases}"),
+            );
             ExitCode::SUCCESS
         }
         Ok(Outcome::NoVarve) => {
