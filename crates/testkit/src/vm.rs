@@ -171,8 +171,27 @@ impl Config {
         }
     }
 
-    /// The arguments that qemu is started with.
+    /// The arguments that qemu is started with: serial line and monitor on sockets.
     pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = self.hardware();
+        arguments.extend([
+            "-serial".to_owned(),
+            format!("unix:{},server=on,wait=off", self.serial_socket().display()),
+            "-qmp".to_owned(),
+            format!("unix:{},server=on,wait=off", self.monitor_socket().display()),
+        ]);
+        arguments
+    }
+
+    /// The arguments for a person at the terminal: the serial line and, after Ctrl-A C,
+    /// qemu's own monitor are there.
+    pub fn arguments_on_terminal(&self) -> Vec<String> {
+        let mut arguments = self.hardware();
+        arguments.extend(["-serial", "mon:stdio"].map(str::to_owned));
+        arguments
+    }
+
+    fn hardware(&self) -> Vec<String> {
         let mut arguments: Vec<String> = Vec::new();
         let mut add =
             |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));
@@ -219,8 +238,6 @@ impl Config {
             "virtio-rng-pci,rng=r0",
         ]);
         add(&["-device", "i6300esb,id=watchdog0", "-action", "watchdog=reset"]);
-        add(&["-serial", &format!("unix:{},server=on,wait=off", self.serial_socket().display())]);
-        add(&["-qmp", &format!("unix:{},server=on,wait=off", self.monitor_socket().display())]);
         arguments
     }
 

@@ -75,6 +75,17 @@ impl Guest {
         self.machine().login(BOOT)
     }
 
+    /// Shuts it down in order. The disk stays until the guest is dropped.
+    ///
+    /// # Errors
+    /// See [`Machine::power_off`].
+    pub fn power_off(&mut self, limit: Duration) -> Result<()> {
+        match self.machine.take() {
+            Some(machine) => machine.power_off(limit),
+            None => Ok(()),
+        }
+    }
+
     /// Cuts its power. The disk stays.
     pub fn kill(&mut self) {
         self.machine = None;
