@@ -13,6 +13,14 @@ use varve_powercut::run::{Case, Deep, Outcome, replay};
 use varve_powercut::scenario::{self, Scenario};
 use varve_powercut::{Result, RigError};
 
+/// Prints a line; a reader that has gone away is no reason to stop.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 const INSIDE: &str = "VARVE_POWERCUT_INSIDE";
 const PLACE: &str = "/run/varve-powercut";
 
@@ -126,7 +134,7 @@ fn work(arguments: &Arguments) -> Result<bool> {
             return Ok(good);
         }
         seed += 1;
-        println!("again, with seed {seed}");
+        say!("again, with seed {seed}");
     }
 }
 
@@ -137,7 +145,7 @@ fn file_systems(names: &[String]) -> Result<Vec<&'static FileSystem>> {
     let (here, absent): (Vec<_>, Vec<&FileSystem>) =
         FILE_SYSTEMS.iter().partition(|fs| fs.is_in_kernel());
     for fs in absent {
-        println!("{}: not in this kernel, left out", fs.name);
+        say!("{}: not in this kernel, left out", fs.name);
     }
     Ok(here)
 }
@@ -182,28 +190,29 @@ fn once(
 ) -> Result<bool> {
     let mut total = Outcome::default();
     let deep = Deep { origins: arguments.deep, states: arguments.deep_states };
-    println!(
-        "{:<20} {:<27} {:>7} {:>8} {:>7} {:>6} {:>8} {:>7}",
-        "scenario", "file system", "flushes", "written", "states", "deep", "failing", "time"
+    say!(
+        "{:<20} {:<27} {:>7} {:>8} {:>7} {:>6} {:>6} {:>8} {:>7}",
+        "scenario", "file system", "flushes", "written", "states", "deep", "torn", "failing", "time"
     );
     for scenario in scenarios {
         for fs in file_systems {
             if until.is_some_and(|until| Instant::now() >= until) {
-                println!("{:<20} {:<27} left out: the time is over", scenario.name(), fs.name);
+                say!("{:<20} {:<27} left out: the time is over", scenario.name(), fs.name);
                 continue;
             }
             let scratch = fresh(Path::new(PLACE))?;
             let case = case(arguments, &**scenario, fs, &scratch, until);
             let recorded = case.record()?;
             let outcome = case.judge(&recorded, arguments.states, deep, seed)?;
-            println!(
-                "{:<20} {:<27} {:>7} {:>6.1} M {:>7} {:>6} {:>8} {:>5.1} s",
+            say!(
+                "{:<20} {:<27} {:>7} {:>6.1} M {:>7} {:>6} {:>6} {:>8} {:>5.1} s",
                 scenario.name(),
                 fs.name,
                 outcome.flushes,
                 outcome.bytes as f64 / 1e6,
                 outcome.tried,
                 outcome.deep,
+                outcome.torn.len(),
                 outcome.failing.len(),
                 outcome.time.as_secs_f64()
             );
@@ -214,15 +223,24 @@ fn once(
             total.deep += outcome.deep;
             total.time += outcome.time;
             total.failing.extend(outcome.failing);
+            total.torn.extend(outcome.torn);
         }
     }
-    println!(
+    say!(
         "{} states, {} of them cuts during a recovery, in {:.0} s: {} failing",
         total.tried,
         total.deep,
         total.time.as_secs_f64(),
         total.failing.len()
     );
+    if let Some(first) = total.torn.first() {
+        say!(
+            "{} torn states in which the file system itself gave up, such as {}: {}",
+            total.torn.len(),
+            first.state,
+            first.findings.first().map_or("", String::as_str)
+        );
+    }
     Ok(total.failing.is_empty())
 }
 
@@ -230,29 +248,29 @@ fn once(
 const SHOWN: usize = 4;
 
 fn tell(failing: &varve_powercut::run::Failing) {
-    println!("  state {}:", failing.state);
+    say!("  state {}:", failing.state);
     for finding in failing.findings.iter().take(SHOWN) {
-        println!("    {finding}");
+        say!("    {finding}");
     }
     if failing.findings.len() > SHOWN {
-        println!("    and {} more", failing.findings.len() - SHOWN);
+        say!("    and {} more", failing.findings.len() - SHOWN);
     }
     if let Some(kept) = &failing.kept {
-        println!("    kept: cargo xtask powercut --replay {}", kept.display());
+        say!("    kept: cargo xtask powercut --replay {}", kept.display());
     }
 }
 
 fn replayed(file: &Path, place: &Path) -> Result<bool> {
     let scratch = fresh(place)?;
     let (about, findings) = replay(file, &scratch)?;
-    println!("{} on {}, state {}", about.scenario, about.file_system, about.state);
+    say!("{} on {}, state {}", about.scenario, about.file_system, about.state);
     for finding in &findings {
-        println!("  {finding}");
+        say!("  {finding}");
     }
     if findings.is_empty() {
-        println!("  every promise is kept; when it was kept as a file, this was found:");
+        say!("  every promise is kept; when it was kept as a file, this was found:");
         for finding in &about.findings {
-            println!("  {finding}");
+            say!("  {finding}");
         }
     }
     Ok(findings.is_empty())
@@ -281,7 +299,7 @@ fn faults(
     let mut caught: BTreeMap<String, bool> = BTreeMap::new();
     for scenario in scenarios {
         for fs in file_systems {
-            println!("{} on {}", scenario.name(), fs.name);
+            say!("{} on {}", scenario.name(), fs.name);
             let scratch = fresh(Path::new(PLACE))?;
             let steps = {
                 let case = case(arguments, &**scenario, fs, &scratch, until);
@@ -297,18 +315,18 @@ fn faults(
                     Some(states) => format!("noticed after {states} states"),
                     None => format!("NOT noticed in {} states", verdict.tried),
                 };
-                println!("  {step} (passed {passed} times): {noticed}");
+                say!("  {step} (passed {passed} times): {noticed}");
                 if !verdict.finding.is_empty() {
-                    println!("      {}", verdict.finding);
+                    say!("      {}", verdict.finding);
                 }
                 *caught.entry(step).or_default() |= verdict.states.is_some();
             }
         }
     }
     let missed: Vec<&String> = caught.iter().filter(|(_, caught)| !**caught).map(|x| x.0).collect();
-    println!("{} of {} steps noticed", caught.len() - missed.len(), caught.len());
+    say!("{} of {} steps noticed", caught.len() - missed.len(), caught.len());
     for step in &missed {
-        println!("  nothing notices the absence of {step}");
+        say!("  nothing notices the absence of {step}");
     }
     Ok(missed.is_empty())
 }

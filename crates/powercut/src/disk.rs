@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::error::{At, Result, RigError};
@@ -22,6 +24,8 @@ pub struct FileSystem {
     /// kernel allows to the program's own syncs.
     options: &'static str,
     check: &'static [&'static str],
+    /// What an initramfs runs before it mounts; nothing for those that need nothing.
+    repair: &'static [&'static str],
 }
 
 const EXT4: &[&str] = &[
@@ -44,6 +48,7 @@ pub const FILE_SYSTEMS: &[FileSystem] = &[
         make: EXT4,
         options: "data=ordered,commit=300,noauto_da_alloc",
         check: E2FSCK,
+        repair: &["e2fsck", "-f", "-p"],
     },
     FileSystem {
         name: "ext4-writeback",
@@ -52,6 +57,7 @@ pub const FILE_SYSTEMS: &[FileSystem] = &[
         make: EXT4,
         options: "data=writeback,commit=300,noauto_da_alloc",
         check: E2FSCK,
+        repair: &["e2fsck", "-f", "-p"],
     },
     FileSystem {
         name: "ext4-fast-commit",
@@ -60,6 +66,7 @@ pub const FILE_SYSTEMS: &[FileSystem] = &[
         make: EXT4_FAST_COMMIT,
         options: "data=ordered,commit=300,noauto_da_alloc",
         check: E2FSCK,
+        repair: &["e2fsck", "-f", "-p"],
     },
     FileSystem {
         name: "ext4-fast-commit-writeback",
@@ -68,14 +75,17 @@ pub const FILE_SYSTEMS: &[FileSystem] = &[
         make: EXT4_FAST_COMMIT,
         options: "data=writeback,commit=300,noauto_da_alloc",
         check: E2FSCK,
+        repair: &["e2fsck", "-f", "-p"],
     },
     FileSystem {
         name: "xfs",
         kind: "xfs",
         size: 320 << 20,
         make: &["mkfs.xfs", "-q", "-f", "-K"],
-        options: "defaults",
+        // Copies of one file system are mounted side by side.
+        options: "nouuid",
         check: &["xfs_repair", "-n"],
+        repair: &[],
     },
     FileSystem {
         name: "btrfs",
@@ -84,6 +94,7 @@ pub const FILE_SYSTEMS: &[FileSystem] = &[
         make: &["mkfs.btrfs", "-q", "-f", "-K"],
         options: "commit=300,nodiscard",
         check: &["btrfs", "check", "--readonly"],
+        repair: &[],
     },
 ];
 
@@ -125,6 +136,22 @@ impl FileSystem {
         Ok(Mounted { place: place.to_owned(), mounted: true })
     }
 
+    /// Mounts as a device boots: what cannot be mounted is given to the file system's
+    /// repair first, as the initramfs of Debian does.
+    pub fn mount_repaired(&self, image: &Path, place: &Path) -> Result<Mounted> {
+        match self.mount(image, place) {
+            Err(_) if !self.repair.is_empty() => {
+                let image = image.to_string_lossy();
+                let mut command = Command::new(self.repair[0]);
+                command.args(&self.repair[1..]).arg(&*image);
+                // It tells by its status what it repaired; the mount tells whether it did.
+                command.output().at("run", self.repair[0])?;
+                self.mount(Path::new(&*image), place)
+            }
+            other => other,
+        }
+    }
+
     /// Looks over an unmounted image with the file system's own checker.
     pub fn check(&self, image: &Path) -> Result<()> {
         let image = image.to_string_lossy();
@@ -147,10 +174,22 @@ impl Mounted {
         &self.place
     }
 
-    /// Unmounts it, or says why not.
+    /// Unmounts it, or says why not. A program that another thread is just starting may
+    /// hold our descriptors for a moment: that is waited for.
     pub fn unmount(mut self) -> Result<()> {
-        self.mounted = false;
-        rustix::mount::unmount(&self.place, UnmountFlags::empty()).at("unmount", &self.place)
+        let patience = Instant::now() + Duration::from_secs(5);
+        loop {
+            match rustix::mount::unmount(&self.place, UnmountFlags::empty()) {
+                Err(Errno::BUSY) if Instant::now() < patience => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Ok(()) => {
+                    self.mounted = false;
+                    return Ok(());
+                }
+                failed => return failed.at("unmount", &self.place),
+            }
+        }
     }
 }
 

@@ -68,7 +68,7 @@ pub fn replace_file(dir: &Dir, name: &str, bytes: &[u8], mode: u32) -> Result<()
         return Err(error);
     }
     if faults::out("replace_file.rename") {
-        dir.remove_all(name)?;
+        dir.unlink(&temporary)?;
         return write_in_place(dir, name, bytes, mode);
     }
     dir.rename_over(&temporary, dir, name)?;
@@ -80,10 +80,13 @@ pub fn replace_file(dir: &Dir, name: &str, bytes: &[u8], mode: u32) -> Result<()
 
 /// What a replacement without its atomic act would be: for the rig's faults alone.
 fn write_in_place(dir: &Dir, name: &str, bytes: &[u8], mode: u32) -> Result<()> {
-    let mut file = dir.create_file(name, mode)?;
+    let mut file = match dir.stat_opt(name)? {
+        Some(_) => dir.edit_file(name)?,
+        None => dir.create_file(name, mode)?,
+    };
     file.write_all(bytes)?;
+    file.set_length(bytes.len() as u64)?;
     file.sync_always()?;
-    dir.unlink(format!(".{name}.new"))?;
     sync_names(dir)
 }
 
