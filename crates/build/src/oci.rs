@@ -22,9 +22,10 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use varve_format::Sha256Digest;
 use varve_format::manifest::Manifest;
+use varve_format::tree::{Entry, Kind};
 use varve_sys::Dir;
 
-use crate::contents::{Contents, Hash};
+use crate::contents::{Content, Contents, Hash};
 use crate::decode;
 use crate::error::{BuildError, Result};
 use crate::tar::Members;
@@ -104,7 +105,16 @@ pub(crate) fn read(
         let wanted = |inode: usize| alive.get(inode).copied().unwrap_or(false);
         read_layer(layout, layer, &mut tree, contents, &wanted)?;
     }
-    tree.finish()
+    let manifest = tree.finish()?;
+    // Both passes saw the same bytes, so they agree on what lives; no manifest leaves
+    // here if they did not.
+    let passed_over = |entry: &Entry| {
+        matches!(entry.kind, Kind::Regular { digest, .. } if digest == Content::NONE.digest)
+    };
+    if manifest.entries().iter().any(passed_over) {
+        return refuse("a layer changed while it was read: build again");
+    }
+    Ok(manifest)
 }
 
 fn find_image(

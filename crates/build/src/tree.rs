@@ -94,6 +94,13 @@ impl Tree {
             }
             let Member { kind, mode, uid, gid, mtime, xattrs, .. } = member;
             check_xattrs(&path, &xattrs)?;
+            if let MemberKind::HardLink { target } = &kind {
+                let target = tree_path(target)?;
+                self.link(path, &target)?;
+                continue;
+            }
+            // Before the content: parents that are missing get the numbers before it.
+            self.clear_way(&path, matches!(kind, MemberKind::Directory))?;
             let mut meta = Metadata { mode, uid, gid, mtime, xattrs };
             let kind = match kind {
                 MemberKind::Directory => Kind::Directory,
@@ -118,23 +125,17 @@ impl Tree {
                 MemberKind::CharDevice(device) => Kind::CharDevice(device),
                 MemberKind::BlockDevice(device) => Kind::BlockDevice(device),
                 MemberKind::Fifo => Kind::Fifo,
-                MemberKind::HardLink { target } => {
-                    let target = tree_path(&target)?;
-                    self.link(path, &target)?;
-                    continue;
-                }
+                MemberKind::HardLink { .. } => unreachable!("taken above"),
             };
-            self.put(path, Inode { kind, meta })?;
+            self.put(path, Inode { kind, meta });
         }
         Ok(())
     }
 
-    fn put(&mut self, path: TreePath, inode: Inode) -> Result<()> {
-        self.clear_way(&path, inode.kind == Kind::Directory)?;
+    fn put(&mut self, path: TreePath, inode: Inode) {
         let name = Name { inode: self.inodes.len(), layer: self.layer };
         self.inodes.push(inode);
         self.names.insert(path, name);
-        Ok(())
     }
 
     fn link(&mut self, path: TreePath, target: &TreePath) -> Result<()> {
@@ -199,9 +200,7 @@ impl Tree {
         if let Some(parent) = path.parent() {
             self.need_directory(&parent, of)?;
         }
-        let name = Name { inode: self.inodes.len(), layer: self.layer };
-        self.inodes.push(missing_directory());
-        self.names.insert(path.clone(), name);
+        self.put(path.clone(), missing_directory());
         Ok(())
     }
 
@@ -258,9 +257,7 @@ impl Tree {
     }
 
     fn forget_directory(&mut self, path: &TreePath) {
-        let name = Name { inode: self.inodes.len(), layer: self.layer };
-        self.inodes.push(missing_directory());
-        self.names.insert(path.clone(), name);
+        self.put(path.clone(), missing_directory());
     }
 
     /// The tree, as a manifest.
