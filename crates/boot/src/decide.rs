@@ -199,7 +199,11 @@ pub fn decide(inputs: &Inputs<'_>) -> Result<Decision, Vec<PassedOver>> {
     let mut passed_over: Vec<PassedOver> = Vec::new();
     for (name, reason) in candidates(inputs) {
         let why = match reason {
-            Rule::NoTriesLeft => WhyPassedOver::NoTriesLeft,
+            // The last try may be this boot's own, spent on what could not be put together.
+            Rule::NoTriesLeft => match usable(inputs, &name) {
+                Err(why @ WhyPassedOver::Failed(_)) => why,
+                _ => WhyPassedOver::NoTriesLeft,
+            },
             Rule::Choose(reason) => match usable(inputs, &name) {
                 Ok(deployment) => {
                     return Ok(Decision {

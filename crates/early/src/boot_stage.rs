@@ -10,7 +10,7 @@ use varve_format::deployment::RootMode;
 use varve_format::selection::Selection;
 use varve_rootfs::mount::{Care, Options, Top, execute, plan, whole_message};
 use varve_rootfs::{Deployment, Store, StoreError};
-use varve_sys::mount::{Access, MountError, Reach, bind_detached, make_writable};
+use varve_sys::mount::{Access, MountError, Reach, bind_detached, make_writable, unmount_lazily};
 use varve_sys::{Dir, SysError, durable};
 
 use crate::look::{self, Machine};
@@ -56,6 +56,9 @@ pub enum StageError {
 }
 
 fn list(passed_over: &[String], warnings: &[String]) -> String {
+    if passed_over.is_empty() && warnings.is_empty() {
+        return ": there is none in /varve/deployments".to_owned();
+    }
     passed_over.iter().chain(warnings).map(|line| format!("; {line}")).collect()
 }
 
@@ -77,6 +80,30 @@ pub fn run(
     let places = Places::make(run).map_err(StageError::Run)?;
     let physical_root = keep_physical(&at_target, &places.physical, &mut warnings)?;
     clock.done("physical");
+    let seen = Seen { physical_root, begun, warnings, clock };
+    let booted = boot_from(seen, &places, target, machine);
+    if booted.is_err() {
+        // So that it can be run again by hand, and the plain root is all there is.
+        let _ = unmount_lazily(&places.physical);
+    }
+    booted
+}
+
+/// What the boot stage has in hand once the physical root is where it stays.
+struct Seen {
+    physical_root: Dir,
+    begun: Instant,
+    warnings: Vec<String>,
+    clock: Clock,
+}
+
+fn boot_from(
+    seen: Seen,
+    places: &Places,
+    target: &Path,
+    machine: &Machine,
+) -> Result<Outcome, StageError> {
+    let Seen { physical_root, begun, mut warnings, mut clock } = seen;
     let store = Store::open(&physical_root).map_err(StageError::Store)?;
     let selection = look::selection(&store);
     let deployments = look::deployments(&store, &mut warnings);
@@ -89,7 +116,7 @@ pub fn run(
     let mut stage = Stage {
         store,
         target,
-        memory: places.memory,
+        memory: places.memory.clone(),
         deployments,
         wishes,
         key_held: asked.pressed,
