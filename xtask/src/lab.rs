@@ -124,26 +124,29 @@ impl Publisher {
             repository: folder.join("repository"),
             keys: folder.join("keys"),
         };
-        publisher.run(&["init"], true)?;
+        publisher.run(&["init"])?;
         Ok(publisher)
     }
 
     /// Builds a release from a tree and publishes it.
     pub(crate) fn release(&self, tree: &Path, name: &str, channel: &str) -> Result {
         step(&format!("building and publishing {name}"), || {
-            let mut command = program(&self.program.display().to_string());
-            command.arg("build").arg(&self.repository).arg(tree).args(["--name", name, "--channel", channel]);
-            output(&mut command)?;
-            self.run(&["publish", name], true)
+            output(&mut self.build_command(tree, name, channel))?;
+            self.run(&["publish", name])
         })
     }
 
-    fn run(&self, words: &[&str], keys: bool) -> Result {
+    /// The command that builds a release from a tree.
+    pub(crate) fn build_command(&self, tree: &Path, name: &str, channel: &str) -> std::process::Command {
+        let mut command = program(&self.program.display().to_string());
+        command.arg("build").arg(&self.repository).arg(tree).args(["--name", name, "--channel", channel]);
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> Result {
         let mut command = program(&self.program.display().to_string());
         command.arg(words[0]).arg(&self.repository).args(&words[1..]);
-        if keys {
-            command.arg("--keys").arg(&self.keys);
-        }
+        command.arg("--keys").arg(&self.keys);
         output(&mut command).map(|_| ())
     }
 }

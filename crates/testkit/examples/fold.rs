@@ -1,0 +1,21 @@
+//! `fold TARGET LAYER…`: folds directories in overlay form (newest first) into TARGET by
+//! hard links, as a merge does, and prints what it did. One LAYER: a copy by links.
+//! `cargo xtask bench copy` times it beside `cp -al`.
+
+#![forbid(unsafe_code)]
+
+use std::error::Error;
+use std::path::PathBuf;
+use varve_rootfs::merge::fold;
+use varve_sys::Dir;
+use varve_sys::task::{Cancel, Silent};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
+    let target = arguments.next().ok_or("usage: fold TARGET LAYER…")?;
+    std::fs::create_dir(&target)?;
+    let layers = arguments.map(|path| Dir::open(&path)).collect::<Result<Vec<_>, _>>()?;
+    let counts = fold(layers, &Dir::open(&target)?, true, &Silent, &Cancel::new())?;
+    println!("{counts:?}");
+    Ok(())
+}

@@ -1,0 +1,39 @@
+//! Building a release, beside committing the same tree with OSTree.
+
+use super::Bench;
+use super::measure::{Figure, cost, in_turns, settle};
+use crate::lab::Publisher;
+use crate::project::{Result, program};
+use crate::trees::remove;
+
+pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
+    let ours = bench.scratch.join("ours");
+    let theirs = bench.scratch.join("theirs");
+    let mut build = |_| {
+        remove(&ours)?;
+        std::fs::create_dir(&ours)?;
+        let publisher = Publisher::init(&ours, &bench.programs)?;
+        settle();
+        cost(&publisher.build_command(&bench.old.folder, "release", crate::lab::STABLE))
+    };
+    let mut commit = |_| {
+        remove(&theirs)?;
+        crate::project::output(program("ostree").arg("init").arg("--mode=archive").arg(format!("--repo={}", theirs.display())))?;
+        settle();
+        let mut command = program("ostree");
+        command.arg("commit").arg(format!("--repo={}", theirs.display())).args(["--branch=release", "--no-xattrs"]);
+        command.arg(format!("--tree=dir={}", bench.old.folder.display()));
+        cost(&command)
+    };
+    let [ours, theirs] = in_turns(2, [&mut build, &mut commit])?;
+    Ok(vec![
+        Figure::ratio("build: time", ours.time, ("ostree commit", theirs.time), 0.35),
+        Figure::memory("build: memory", ours.memory, ("ostree commit", theirs.memory), 128.0),
+        Figure::fact(
+            "build: written",
+            ours.written as f64 / 1e6,
+            "MB",
+            format!("ostree commit {:.0} MB", theirs.written as f64 / 1e6),
+        ),
+    ])
+}
