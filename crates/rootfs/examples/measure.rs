@@ -1,0 +1,121 @@
+//! Measures staging, verifying and merging on two real trees, beside `cp -al`.
+//!
+//! `cargo run --release -p varve-rootfs --example measure -- OLD_DIR NEW_DIR EMPTY_DIR`,
+//! all on one file system. Each line: what, seconds. The tree is what `cp -al` is run on.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Instant;
+
+use varve_format::deployment::{Layout, RootMode};
+use varve_format::manifest::Manifest;
+use varve_format::tree::Kind;
+use varve_rootfs::layout::{self, Request, SourceCheck};
+use varve_rootfs::merge::merge;
+use varve_rootfs::stage::Details;
+use varve_rootfs::verify::{Contents, Level, verify};
+use varve_rootfs::{Deployment, Store};
+use varve_sys::task::{Cancel, Silent};
+use varve_sys::{Dir, durable};
+use varve_testkit::tree::scan;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [old, new, work] = &arguments[..] else {
+        return Err("usage: measure OLD_DIR NEW_DIR EMPTY_DIR".into());
+    };
+    let (old_dir, new_dir) = (Dir::open(old)?, Dir::open(new)?);
+    let (old, new) = (scan(&old_dir), scan(&new_dir));
+    for layout in [Layout::HardLink, Layout::Overlay] {
+        let root = Path::new(work).join(layout.to_string());
+        std::fs::create_dir_all(&root)?;
+        let store = Store::create(&Dir::open(&root)?)?;
+        println!("--- {layout}: {} and {} paths", old.entries().len(), new.entries().len());
+        upgrade(&store, "old", &old, &old_dir, layout)?;
+        let base = store.deployments()?.items.remove(0);
+        upgrade(&store, "new", &new, &new_dir, layout)?;
+        let deployment = store.deployment(&"new".parse()?)?;
+        for (what, contents) in
+            [("verify structure", Contents::Nothing), ("verify all", Contents::Everything)]
+        {
+            let dirs = store.stack_dirs(&deployment.record.stack)?;
+            let report =
+                timed(what, || verify(dirs, &new, contents, &Silent, &Cancel::new()))?;
+            assert!(report.is_clean(), "{:?}", report.differences);
+        }
+        let tree = store.stack_dirs(&base.record.stack)?.remove(0);
+        durable::sync_file_system(store.dir())?;
+        timed("cp -al", || {
+            let copy = root.join("copy");
+            std::process::Command::new("cp").arg("-al").arg(tree.path()).arg(&copy).status()
+        })?;
+        if layout == Layout::Overlay {
+            durable::sync_file_system(store.dir())?;
+            let name = deployment.name();
+            let merged = timed("merge, verified and synced", || {
+                merge(&store, name, 0..2, 0, Level::Structure, &Silent, &Cancel::new())
+            })?;
+            println!("{:?}", merged.counts);
+        }
+    }
+    Ok(())
+}
+
+fn upgrade(
+    store: &Store,
+    name: &str,
+    manifest: &Manifest,
+    source: &Dir,
+    layout: Layout,
+) -> Result<Deployment, Box<dyn std::error::Error>> {
+    let base = store.deployments()?.items.pop();
+    let name = name.parse()?;
+    let request = Request {
+        store,
+        base: base.as_ref(),
+        name: &name,
+        manifest,
+        check: SourceCheck::Trust,
+        progress: &Silent,
+        cancel: &Cancel::new(),
+    };
+    let plan = timed("plan", || layout::of(layout).plan(&request))?;
+    let paths: HashMap<_, _> = manifest
+        .entries()
+        .iter()
+        .filter_map(|entry| match entry.kind {
+            Kind::Regular { digest, .. } => Some((digest, &entry.path)),
+            _ => None,
+        })
+        .collect();
+    for needed in &plan.fetch {
+        let file = source.open_file(paths[&needed.digest].as_path())?;
+        store.incoming().create_file(needed.digest.to_hex(), 0o644)?.copy_from(&file)?;
+    }
+    durable::sync_file_system(store.dir())?;
+    println!(
+        "{name}: {} paths written, {} linked, {} copied, {} fetched, {} whiteouts, {} bytes to write",
+        plan.paths, plan.linked, plan.copied, plan.fetch.len(), plan.whiteouts, plan.write_bytes
+    );
+    let (silent, cancel) = (Silent, Cancel::new());
+    let staged = timed("stage", || {
+        layout::of(layout).stage(store, plan, manifest, &silent, &cancel)
+    })?;
+    let verified =
+        timed("verify new contents", || staged.verify(Level::NewContents, &silent, &cancel))?;
+    let details = Details {
+        created: 0,
+        root_mode: RootMode::ReadOnly,
+        release: None,
+        kernel: None,
+        state: Vec::new(),
+    };
+    Ok(timed("commit (sync included)", || verified.commit(details))?)
+}
+
+fn timed<T, E>(what: &str, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    let start = Instant::now();
+    let result = work();
+    println!("{what:30} {:.3}", start.elapsed().as_secs_f64());
+    result
+}
