@@ -23,6 +23,8 @@
 //! | [`deployment`] | the device's records of deployments and layers |
 //! | [`selection`] | the one small file that says what boots |
 
+#![forbid(unsafe_code)]
+
 pub mod change;
 pub mod deployment;
 mod escape;
