@@ -19,6 +19,8 @@
 //!
 //! Called by the update manager. Nothing here prints, exits or reads the environment.
 
+#![forbid(unsafe_code)]
+
 pub mod contents;
 pub mod metadata;
 pub mod sources;
