@@ -1,5 +1,7 @@
 //! See ARCHITECTURE.md.
 
+#![forbid(unsafe_code)]
+
 pub mod crash;
 pub mod tree;
 pub mod vm;
