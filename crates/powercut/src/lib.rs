@@ -15,6 +15,8 @@
 //! `docs/powercut.md` tells what is modelled and what is not. Run by
 //! `cargo xtask powercut`; needs root, `/dev/fuse` and loop devices.
 
+#![forbid(unsafe_code)]
+
 pub mod device;
 pub mod disk;
 mod error;
