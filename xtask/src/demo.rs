@@ -77,8 +77,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result {
 
     story.next("Published, and the first one installed on a disk");
     let layout = arguments.layout.as_str();
-    let system = lab::system("debian-13", &pair, &programs, Generator::InitramfsTools, &Fault::ALL, &[layout])?;
-    story.say(&format!("the repository holds {} of static files", megabytes(size_of(&system.repository)?)));
+    let system = lab::system(
+        "debian-13",
+        &pair,
+        &programs,
+        Generator::InitramfsTools,
+        &Fault::ALL,
+        &[layout],
+    )?;
+    story.say(&format!(
+        "the repository holds {} of static files",
+        megabytes(size_of(&system.repository)?)
+    ));
     story.done(&format!("layout {layout}"));
 
     let kept = cache()?.join("demo");
@@ -90,7 +100,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result {
         }
         return shell(&system, &disk_kept);
     }
-    let lab = Lab { systems: BTreeMap::from([("debian-13".to_owned(), system)]), scratch: cache()?.join("scratch") };
+    let lab = Lab {
+        systems: BTreeMap::from([("debian-13".to_owned(), system)]),
+        scratch: cache()?.join("scratch"),
+    };
     let mut guest = lab.guest("debian-13", layout)?;
     tell(&mut story, &mut guest)?;
 
@@ -103,14 +116,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result {
     disk::copy(&disk, &part)?;
     rename(&part, &disk_kept)?;
     story.done(&format!("the disk is kept: {}", disk_kept.display()));
-    println!("\nAll of it took {}. The machine is yours: cargo xtask demo --shell", seconds(story.all.elapsed()));
+    println!(
+        "\nAll of it took {}. The machine is yours: cargo xtask demo --shell",
+        seconds(story.all.elapsed())
+    );
     Ok(())
 }
 
 /// From the first boot to the rollback.
 fn tell(story: &mut Story, guest: &mut Guest) -> Result {
     let (old, new) = (guest.system.old.clone(), guest.system.new.clone());
-    story.next(&format!("{old} boots in a virtual machine (software emulation, so it takes its time)"));
+    story.next(&format!(
+        "{old} boots in a virtual machine (software emulation, so it takes its time)"
+    ));
     guest.boot()?;
     runs(story, guest, &old)?;
 
@@ -187,7 +205,8 @@ fn shell(system: &System, disk: &Path) -> Result {
          Type ESC while it boots for the previous system. Ctrl-A X ends the machine.\n",
         server.port()
     );
-    let mut config = varve_testkit::vm::Config::new(Path::new("/tmp"), &system.kernel, &system.initrd, disk);
+    let mut config =
+        varve_testkit::vm::Config::new(Path::new("/tmp"), &system.kernel, &system.initrd, disk);
     // Two seconds more for a person to press the key.
     config.append.push_str(" varve.keywait=2000");
     let status = Command::new(QEMU)

@@ -32,7 +32,8 @@ pub(crate) fn run() -> Result {
 
 /// Builds what has changed.
 pub(crate) fn build() -> Result<Programs> {
-    let installed = output(Command::new("rustc").args(["--print", "target-libdir", "--target", TARGET]))?;
+    let installed =
+        output(Command::new("rustc").args(["--print", "target-libdir", "--target", TARGET]))?;
     if !std::path::Path::new(installed.trim()).exists() {
         step("adding the Rust target for static programs", || {
             show(Command::new("rustup").args(["target", "add", TARGET]))
@@ -52,7 +53,12 @@ pub(crate) fn build() -> Result<Programs> {
         ];
         for (from, name) in built {
             // Only what is new is replaced, so that what was made of it is not made again.
-            output(program("install").args(["--compare", "--mode=755"]).arg(from.join(name)).arg(place(name)))?;
+            output(
+                program("install")
+                    .args(["--compare", "--mode=755"])
+                    .arg(from.join(name))
+                    .arg(place(name)),
+            )?;
         }
         Ok(())
     })?;
@@ -65,7 +71,16 @@ fn compile(profile: &str, packages: &[&str]) -> Result<PathBuf> {
         cargo()
             // musl-gcc is Debian's; a cross compiler's name is looked for otherwise.
             .env("CC_x86_64_unknown_linux_musl", "musl-gcc")
-            .args(["build", "--quiet", "--locked", "--profile", profile, "--target", TARGET, "--bins"])
+            .args([
+                "build",
+                "--quiet",
+                "--locked",
+                "--profile",
+                profile,
+                "--target",
+                TARGET,
+                "--bins",
+            ])
             .args(packages),
     )?;
     Ok(target()?.join(TARGET).join(profile))

@@ -9,7 +9,9 @@
 
 use crate::device::{self, Programs};
 use crate::packages;
-use crate::project::{Result, cache, file_key, key, megabytes, output, program, rename, step, write};
+use crate::project::{
+    Result, cache, file_key, key, megabytes, output, program, rename, step, write,
+};
 use crate::releases::{self, Pair, Release, Suite};
 use crate::trees::{self, Fault, Generator, Tree, remove};
 use std::collections::BTreeMap;
@@ -42,13 +44,18 @@ pub(crate) fn make_all() -> Result {
     let bookworm = releases::pair(Suite::Bookworm)?;
     // Only the first release needs its own generator: the kernel and the initramfs that
     // qemu gets are always the first release's.
-    let dracut = Pair { old: releases::old_with(Suite::Trixie, &["dracut"])?, new: trixie.new.clone() };
+    let dracut =
+        Pair { old: releases::old_with(Suite::Trixie, &["dracut"])?, new: trixie.new.clone() };
 
     let mut systems = BTreeMap::new();
-    let mut add = |name: &str, pair: &Pair, generator, faults: &[Fault], layouts: &[&str]| -> Result {
-        systems.insert(name.to_owned(), system(name, pair, &programs, generator, faults, layouts)?);
-        Ok(())
-    };
+    let mut add =
+        |name: &str, pair: &Pair, generator, faults: &[Fault], layouts: &[&str]| -> Result {
+            systems.insert(
+                name.to_owned(),
+                system(name, pair, &programs, generator, faults, layouts)?,
+            );
+            Ok(())
+        };
     add("debian-13", &trixie, Generator::InitramfsTools, &Fault::ALL, &LAYOUTS)?;
     add("debian-12", &bookworm, Generator::InitramfsTools, &[], &LAYOUTS)?;
     add("debian-13-dracut", &dracut, Generator::Dracut, &[], &["overlay"])?;
@@ -77,15 +84,31 @@ pub(crate) fn system(
     let names = [format!("{name}-old"), format!("{name}-new")];
     let mut images = BTreeMap::new();
     for layout in layouts {
-        images.insert((*layout).to_owned(), image(name, layout, &repository, &names[0], &old, programs)?);
+        images.insert(
+            (*layout).to_owned(),
+            image(name, layout, &repository, &names[0], &old, programs)?,
+        );
     }
     let [old_name, new_name] = names;
-    Ok(System { kernel: old.kernel, initrd: old.initrd, repository, old: old_name, new: new_name, images })
+    Ok(System {
+        kernel: old.kernel,
+        initrd: old.initrd,
+        repository,
+        old: old_name,
+        new: new_name,
+        images,
+    })
 }
 
 /// Publishes the releases: the old and the new on channel `stable`, those with faults each
 /// on a channel of its own, all after the old one.
-fn repository(name: &str, old: &Tree, new: &Tree, programs: &Programs, faults: &[Fault]) -> Result<PathBuf> {
+fn repository(
+    name: &str,
+    old: &Tree,
+    new: &Tree,
+    programs: &Programs,
+    faults: &[Fault],
+) -> Result<PathBuf> {
     let mut parts = vec![old.key.clone(), new.key.clone(), file_key(&programs.repo)?];
     parts.extend(faults.iter().map(|fault| fault.name().to_owned()));
     let folder = cache()?.join("repositories").join(format!("{name}-{}", key(parts)));
@@ -137,9 +160,19 @@ impl Publisher {
     }
 
     /// The command that builds a release from a tree.
-    pub(crate) fn build_command(&self, tree: &Path, name: &str, channel: &str) -> std::process::Command {
+    pub(crate) fn build_command(
+        &self,
+        tree: &Path,
+        name: &str,
+        channel: &str,
+    ) -> std::process::Command {
         let mut command = program(&self.program.display().to_string());
-        command.arg("build").arg(&self.repository).arg(tree).args(["--name", name, "--channel", channel]);
+        command.arg("build").arg(&self.repository).arg(tree).args([
+            "--name",
+            name,
+            "--channel",
+            channel,
+        ]);
         command
     }
 
@@ -179,7 +212,13 @@ fn image(
 }
 
 /// `varve init` on an empty ext4 file system.
-pub(crate) fn install(disk: &Path, repository: &Path, release: &str, config: &str, programs: &Programs) -> Result {
+pub(crate) fn install(
+    disk: &Path,
+    repository: &Path,
+    release: &str,
+    config: &str,
+    programs: &Programs,
+) -> Result {
     remove(disk)?;
     disk::make_ext4(disk, DISK)?;
     let scratch = tempfile::tempdir()?;
@@ -200,10 +239,11 @@ pub(crate) fn install(disk: &Path, repository: &Path, release: &str, config: &st
 /// What the devices of the tests are configured to do. The address of the source is
 /// written by each test, which has a server of its own.
 pub(crate) fn configuration(layout: &str) -> String {
-    let state: String = [("/etc", "versioned"), ("/var", "shared"), ("/home", "shared"), ("/root", "shared")]
-        .iter()
-        .map(|(path, mode)| format!("\n[[state]]\npath = \"{path}\"\nmode = \"{mode}\"\n"))
-        .collect();
+    let state: String =
+        [("/etc", "versioned"), ("/var", "shared"), ("/home", "shared"), ("/root", "shared")]
+            .iter()
+            .map(|(path, mode)| format!("\n[[state]]\npath = \"{path}\"\nmode = \"{mode}\"\n"))
+            .collect();
     format!(
         "sources = [\"http://10.0.2.2:1\"]\n\
          channel = \"{STABLE}\"\n\
@@ -226,7 +266,8 @@ fn remove_others(path: &Path, stem: &str) -> Result {
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let rest = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('-')).unwrap_or_default();
+        let rest =
+            name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('-')).unwrap_or_default();
         if rest.len() >= 12 && rest.as_bytes()[..12].iter().all(u8::is_ascii_hexdigit) {
             remove(&entry.path())?;
         }

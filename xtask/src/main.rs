@@ -52,7 +52,10 @@ enum Command {
         name: Option<String>,
     },
     /// What CI asks of the source: format, clippy, licences, who may use whom, sizes.
-    Check,
+    Check {
+        /// Only checks whose name contains this.
+        filter: Option<String>,
+    },
     /// Makes the base image and the repository that the virtual machine tests boot.
     Image,
     /// Makes the Debian releases and says which versions they hold.
@@ -73,7 +76,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test { which, filter } => test::run(which, filter.as_deref()),
         Command::Bench { name } => bench::run(name.as_deref()),
-        Command::Check => check::run(),
+        Command::Check { filter } => check::run(filter.as_deref()),
         Command::Image => lab::make_all(),
         Command::Releases => releases::make_all(),
         Command::Device => device::run(),

@@ -23,7 +23,11 @@ const BUILD: &[Need] = &[
 ];
 
 /// What the tests compare with.
-const TEST: &[Need] = &[Need("/usr/bin/setfattr", "attr"), Need("/usr/bin/setfacl", "acl"), Need("/usr/bin/xz", "xz-utils")];
+const TEST: &[Need] = &[
+    Need("/usr/bin/setfattr", "attr"),
+    Need("/usr/bin/setfacl", "acl"),
+    Need("/usr/bin/xz", "xz-utils"),
+];
 
 /// The peers of the benchmarks.
 const BENCH: &[Need] = &[Need("/usr/bin/ostree", "ostree"), Need("/usr/bin/time", "time")];
@@ -53,8 +57,12 @@ impl For {
 /// # Errors
 /// Not root and something is missing: the error is the line to run.
 pub(crate) fn ensure(what: For) -> Result {
-    let mut missing: Vec<&str> =
-        what.needs().iter().filter(|need| !std::path::Path::new(need.0).exists()).map(|need| need.1).collect();
+    let mut missing: Vec<&str> = what
+        .needs()
+        .iter()
+        .filter(|need| !std::path::Path::new(need.0).exists())
+        .map(|need| need.1)
+        .collect();
     missing.sort_unstable();
     missing.dedup();
     if missing.is_empty() {
@@ -117,7 +125,14 @@ pub(crate) struct Mirror {
 /// # Errors
 /// apt knows no Debian archive.
 pub(crate) fn mirror() -> Result<Mirror> {
-    let read = || output(program("apt-get").args(["indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Created-By: Packages"]));
+    let read = || {
+        output(program("apt-get").args([
+            "indextargets",
+            "--format",
+            "$(LABEL)|$(REPO_URI)",
+            "Created-By: Packages",
+        ]))
+    };
     let mut text = read()?;
     if !text.contains("Debian|") && is_root() {
         // A fresh machine has no lists yet, and without them apt does not know the labels.
@@ -129,6 +144,7 @@ pub(crate) fn mirror() -> Result<Mirror> {
             .find_map(|line| line.strip_prefix(label)?.strip_prefix('|'))
             .map(|uri| uri.trim_end_matches('/').to_owned())
     };
-    let main = of("Debian").ok_or("apt's configuration names no Debian archive; run apt-get update as root first")?;
+    let main = of("Debian")
+        .ok_or("apt's configuration names no Debian archive; run apt-get update as root first")?;
     Ok(Mirror { main, security: of("Debian-Security") })
 }

@@ -19,7 +19,8 @@ pub(crate) fn root() -> &'static Path {
 
 /// Where everything is kept that takes long to make. `VARVE_CACHE` puts it elsewhere.
 pub(crate) fn cache() -> Result<PathBuf> {
-    let folder = std::env::var_os("VARVE_CACHE").map_or_else(|| root().join("target/varve"), PathBuf::from);
+    let folder =
+        std::env::var_os("VARVE_CACHE").map_or_else(|| root().join("target/varve"), PathBuf::from);
     fs::create_dir_all(&folder)?;
     Ok(folder.canonicalize()?)
 }
@@ -28,7 +29,10 @@ pub(crate) fn cache() -> Result<PathBuf> {
 pub(crate) fn target() -> Result<PathBuf> {
     let text = output(cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&text)?;
-    Ok(metadata["target_directory"].as_str().ok_or("cargo metadata names no target directory")?.into())
+    Ok(metadata["target_directory"]
+        .as_str()
+        .ok_or("cargo metadata names no target directory")?
+        .into())
 }
 
 /// cargo, in the workspace.
@@ -53,8 +57,13 @@ pub(crate) fn is_root() -> bool {
 
 /// Runs a command whose output the user wants to see.
 pub(crate) fn show(command: &mut Command) -> Result {
-    let status = command.status().map_err(|error| format!("cannot run {}: {error}", words(command)))?;
-    if status.success() { Ok(()) } else { Err(format!("{} failed ({status})", words(command)).into()) }
+    let status =
+        command.status().map_err(|error| format!("cannot run {}: {error}", words(command)))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("{} failed ({status})", words(command)).into())
+    }
 }
 
 /// Runs a command and gives its standard output; what it said is in the error if it fails.
@@ -140,5 +149,6 @@ pub(crate) fn write(path: &Path, text: impl AsRef<[u8]>) -> Result {
 /// Puts a finished thing of the cache in its place.
 #[expect(clippy::disallowed_methods, reason = "a cache of the build, not a device's file")]
 pub(crate) fn rename(from: &Path, to: &Path) -> Result {
-    fs::rename(from, to).map_err(|error| format!("{} -> {}: {error}", from.display(), to.display()).into())
+    fs::rename(from, to)
+        .map_err(|error| format!("{} -> {}: {error}", from.display(), to.display()).into())
 }

@@ -119,7 +119,11 @@ pub(crate) fn describe(suite: Suite, pair: &Pair) -> String {
     );
     for release in [&pair.old, &pair.new] {
         let size = fs::metadata(&release.tar).map(|data| data.len()).unwrap_or_default();
-        text.push_str(&format!("\n  {} ({})", release.tar.display(), crate::project::megabytes(size)));
+        text.push_str(&format!(
+            "\n  {} ({})",
+            release.tar.display(),
+            crate::project::megabytes(size)
+        ));
     }
     text
 }
@@ -130,13 +134,20 @@ pub(crate) fn pair(suite: Suite) -> Result<Pair> {
     let new = make(suite, Age::Updated, &[], &mirror)?;
     let old = make(suite, Age::Released, &[], &mirror)?;
     let old = if old.packages == new.packages {
-        eprintln!("  {} as released has every update already; taking older versions for the first release", suite.name());
+        eprintln!(
+            "  {} as released has every update already; taking older versions for the first release",
+            suite.name()
+        );
         make(suite, Age::Older, &[], &mirror)?
     } else {
         old
     };
     if old.packages == new.packages {
-        return Err(format!("the archives hold only one version of {}: there is nothing to upgrade", suite.name()).into());
+        return Err(format!(
+            "the archives hold only one version of {}: there is nothing to upgrade",
+            suite.name()
+        )
+        .into());
     }
     Ok(Pair { old, new })
 }
@@ -160,7 +171,8 @@ fn make(suite: Suite, age: Age, extra: &[&str], mirror: &Mirror) -> Result<Relea
     let recipe = [codename, age_name, EPOCH, &include.join(",")];
     let folder = cache()?.join("releases");
     let stem = format!("{}-{age_name}-{}", suite.name(), key(recipe));
-    let [tar, list, part] = ["tar", "packages", "part"].map(|end| folder.join(format!("{stem}.{end}")));
+    let [tar, list, part] =
+        ["tar", "packages", "part"].map(|end| folder.join(format!("{stem}.{end}")));
     if tar.exists() && list.exists() {
         let packages = fs::read_to_string(&list)?.lines().map(str::to_owned).collect();
         return Ok(Release { tar, packages });

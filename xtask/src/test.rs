@@ -21,7 +21,10 @@ pub(crate) fn run(which: Which, filter: Option<&str>) -> Result {
         return nextest(&["--profile", "all", "--features", "varve-testkit/vm"], filter);
     }
     lab::make_all()?;
-    nextest(&["--profile", "slow", "--package", "varve-testkit", "--features", "varve-testkit/vm"], filter)
+    nextest(
+        &["--profile", "slow", "--package", "varve-testkit", "--features", "varve-testkit/vm"],
+        filter,
+    )
 }
 
 fn fast(filter: Option<&str>) -> Result {

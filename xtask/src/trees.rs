@@ -52,7 +52,12 @@ pub(crate) struct Tree {
 }
 
 /// Makes the tree of a release; `label` is written into it, for tests to read.
-pub(crate) fn make(release: &Release, label: &str, programs: &Programs, generator: Generator) -> Result<Tree> {
+pub(crate) fn make(
+    release: &Release,
+    label: &str,
+    programs: &Programs,
+    generator: Generator,
+) -> Result<Tree> {
     let dist = root().join("dist");
     let tree_key = key([
         release.tar.file_name().unwrap_or_default().as_encoded_bytes(),
@@ -105,7 +110,9 @@ pub(crate) fn broken(tree: &Tree, fault: Fault) -> Result<PathBuf> {
         Ok(fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?)
     };
     match fault {
-        Fault::Sick => write(&copy.join("usr/lib/varve-test/sick"), "the health check looks for this\n")?,
+        Fault::Sick => {
+            write(&copy.join("usr/lib/varve-test/sick"), "the health check looks for this\n")?
+        }
         Fault::Hang => init("#!/bin/sh\necho varve-test: init hangs\nexec sleep infinity\n")?,
         Fault::Panic => init("#!/bin/sh\necho varve-test: init ends\nexit 1\n")?,
     }
@@ -128,7 +135,13 @@ fn test_system(tree: &Path, label: &str) -> Result {
     write(&tree.join("etc/hostname"), "varve\n")?;
     write(&tree.join("etc/hosts"), "127.0.0.1 localhost varve\n::1 localhost\n")?;
     // Work that a test has no use for and that costs seconds of emulation.
-    for unit in ["apt-daily.timer", "apt-daily-upgrade.timer", "man-db.timer", "e2scrub_all.timer", "fstrim.timer"] {
+    for unit in [
+        "apt-daily.timer",
+        "apt-daily-upgrade.timer",
+        "man-db.timer",
+        "e2scrub_all.timer",
+        "fstrim.timer",
+    ] {
         let path = tree.join("etc/systemd/system").join(unit);
         if !path.exists() {
             symlink("/dev/null", path)?;
@@ -146,9 +159,9 @@ fn initramfs(tree: &Path, kernel: &str, generator: Generator) -> Result {
     command.arg(tree).env("TMPDIR", "/var/tmp");
     match generator {
         Generator::InitramfsTools => command.args(["mkinitramfs", "-o", &image, kernel]),
-        Generator::Dracut => {
-            command.args(["dracut", "--force", "--no-hostonly", "--reproducible", "--add", "varve"]).args([&image, kernel])
-        }
+        Generator::Dracut => command
+            .args(["dracut", "--force", "--no-hostonly", "--reproducible", "--add", "varve"])
+            .args([&image, kernel]),
     };
     let result = output(&mut command);
     drop(mounts);
@@ -200,7 +213,8 @@ fn remove_older(folder: &Path, label: &str) -> Result {
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let rest = name.strip_prefix(label).and_then(|rest| rest.strip_prefix('-')).unwrap_or_default();
+        let rest =
+            name.strip_prefix(label).and_then(|rest| rest.strip_prefix('-')).unwrap_or_default();
         if rest.len() >= 12 && rest.as_bytes()[..12].iter().all(u8::is_ascii_hexdigit) {
             remove(&entry.path())?;
         }
@@ -212,7 +226,8 @@ fn folder_key(folder: &Path) -> Result<String> {
     let mut parts = Vec::new();
     let mut open = vec![folder.to_owned()];
     while let Some(folder) = open.pop() {
-        let entries = fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        let entries =
+            fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         for entry in entries {
             let entry = entry?;
             if entry.file_type()?.is_dir() {

@@ -40,7 +40,10 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
         &Fault::ALL,
         &lab::LAYOUTS,
     )?;
-    let lab = Lab { systems: BTreeMap::from([("debian-13".to_owned(), system)]), scratch: cache()?.join("scratch") };
+    let lab = Lab {
+        systems: BTreeMap::from([("debian-13".to_owned(), system)]),
+        scratch: cache()?.join("scratch"),
+    };
     let mut figures = Vec::new();
     for layout in lab::LAYOUTS {
         let mut guest = lab.guest("debian-13", layout)?;
@@ -58,7 +61,9 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
             ours: least,
             limit: Some(LIMIT),
             unit: "ms",
-            note: format!("software emulation; the same machine mounts the file system in {plain:.1} ms"),
+            note: format!(
+                "software emulation; the same machine mounts the file system in {plain:.1} ms"
+            ),
         });
     }
     Ok(figures)

@@ -18,10 +18,18 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     };
     let mut commit = |_| {
         remove(&theirs)?;
-        crate::project::output(program("ostree").arg("init").arg("--mode=archive").arg(format!("--repo={}", theirs.display())))?;
+        crate::project::output(
+            program("ostree")
+                .arg("init")
+                .arg("--mode=archive")
+                .arg(format!("--repo={}", theirs.display())),
+        )?;
         settle();
         let mut command = program("ostree");
-        command.arg("commit").arg(format!("--repo={}", theirs.display())).args(["--branch=release", "--no-xattrs"]);
+        command
+            .arg("commit")
+            .arg(format!("--repo={}", theirs.display()))
+            .args(["--branch=release", "--no-xattrs"]);
         command.arg(format!("--tree=dir={}", bench.old.folder.display()));
         cost(&command)
     };

@@ -7,7 +7,16 @@ use crate::trees::remove;
 use std::process::Command;
 
 pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
-    show(cargo().args(["build", "--quiet", "--locked", "--release", "--package", "varve-testkit", "--example", "fold"]))?;
+    show(cargo().args([
+        "build",
+        "--quiet",
+        "--locked",
+        "--release",
+        "--package",
+        "varve-testkit",
+        "--example",
+        "fold",
+    ]))?;
     let fold = target()?.join("release/examples/fold");
     // The three work on one file system, so the tree is brought there first.
     let tree = bench.scratch.join("tree");
@@ -15,7 +24,12 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     // An update layer as an upgrade makes one: what is new, over the base.
     let update = bench.scratch.join("update");
     std::fs::create_dir_all(update.join("usr/lib"))?;
-    output(program("cp").args(["--archive"]).arg(bench.new.folder.join("usr/lib/modules")).arg(update.join("usr/lib")))?;
+    output(
+        program("cp")
+            .args(["--archive"])
+            .arg(bench.new.folder.join("usr/lib/modules"))
+            .arg(update.join("usr/lib")),
+    )?;
     output(program("cp").args(["--archive"]).arg(bench.new.folder.join("boot")).arg(&update))?;
 
     let target = bench.scratch.join("copy");

@@ -36,7 +36,8 @@ pub(super) fn cost(command: &Command) -> Result<Cost> {
     }
     let text = std::fs::read_to_string(report.path())?;
     let mut numbers = text.split_whitespace().map(|word| word.parse::<u64>().unwrap_or_default());
-    let (kilobytes, blocks) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    let (kilobytes, blocks) =
+        (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
     Ok(Cost { time, memory: kilobytes * 1024, written: blocks * 512 })
 }
 
@@ -51,7 +52,11 @@ pub(super) fn system_calls(command: &Command) -> Result<Option<u64>> {
     traced.arg(command.get_program()).args(command.get_args());
     let output = traced.stdin(Stdio::null()).output()?;
     if !output.status.success() {
-        return Err(format!("under strace, {command:?} failed: {}", String::from_utf8_lossy(&output.stderr)).into());
+        return Err(format!(
+            "under strace, {command:?} failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        )
+        .into());
     }
     // "100.00    0.012345           1     12345        12 total"
     let text = std::fs::read_to_string(report.path())?;

@@ -47,7 +47,8 @@ const ALL: &[(&str, Benchmark)] = &[
 ];
 
 pub(crate) fn run(name: Option<&str>) -> Result {
-    let chosen: Vec<_> = ALL.iter().filter(|(known, _)| name.is_none_or(|name| name == *known)).collect();
+    let chosen: Vec<_> =
+        ALL.iter().filter(|(known, _)| name.is_none_or(|name| name == *known)).collect();
     if chosen.is_empty() {
         let names: Vec<_> = ALL.iter().map(|(name, _)| *name).collect();
         return Err(format!("there is no such benchmark; there are: {}", names.join(", ")).into());
@@ -78,11 +79,16 @@ pub(crate) fn run(name: Option<&str>) -> Result {
         }
     }
     write(&cache()?.join("bench.txt"), &text)?;
-    if late.is_empty() { Ok(()) } else { Err(format!("over the limit: {}", late.join("; ")).into()) }
+    if late.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("over the limit: {}", late.join("; ")).into())
+    }
 }
 
 fn heading(pair: &Pair) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|time| time.as_secs()).unwrap_or_default();
+    let now =
+        SystemTime::now().duration_since(UNIX_EPOCH).map(|time| time.as_secs()).unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     format!(

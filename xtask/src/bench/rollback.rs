@@ -24,7 +24,15 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     let small = measure(bench, "small", &small[0], &small[1])?;
     let whole = measure(bench, "whole", &bench.old.folder, &bench.new.folder)?;
     let ratio = Figure::ratio("rollback: time", whole, ("a system of one file", small), NOISE);
-    Ok(vec![ratio, Figure::fact("rollback: time", whole.as_secs_f64() * 1e3, "ms", "of Debian 13, synced".to_owned())])
+    Ok(vec![
+        ratio,
+        Figure::fact(
+            "rollback: time",
+            whole.as_secs_f64() * 1e3,
+            "ms",
+            "of Debian 13, synced".to_owned(),
+        ),
+    ])
 }
 
 /// The least time of a rollback from `new` to `old`.
@@ -34,8 +42,8 @@ fn measure(bench: &Bench, name: &str, old: &Path, new: &Path) -> Result<Duration
     let publisher = Publisher::init(&folder, &bench.programs)?;
     publisher.release(old, "old", STABLE)?;
     let disk = folder.join("disk.img");
-    let config_text =
-        lab::configuration("overlay").replace("http://10.0.2.2:1", &publisher.repository.display().to_string());
+    let config_text = lab::configuration("overlay")
+        .replace("http://10.0.2.2:1", &publisher.repository.display().to_string());
     lab::install(&disk, &publisher.repository, "old", &config_text, &bench.programs)?;
     publisher.release(new, "new", STABLE)?;
     let mount = folder.join("mount");

@@ -28,16 +28,27 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     for layout in lab::LAYOUTS {
         let [our_cost, their_cost] = in_turns(
             2,
-            [&mut |_| ours.upgrade(layout, &server.url(), cost), &mut |_| theirs.upgrade(&their_server.url())],
+            [&mut |_| ours.upgrade(layout, &server.url(), cost), &mut |_| {
+                theirs.upgrade(&their_server.url())
+            }],
         )?;
         let name = |what: &str| format!("upgrade, {layout}: {what}");
         figures.push(Figure::ratio(&name("time"), our_cost.time, ("ostree", their_cost.time), 0.8));
-        figures.push(Figure::memory(&name("memory"), our_cost.memory, ("ostree", their_cost.memory), 64.0));
+        figures.push(Figure::memory(
+            &name("memory"),
+            our_cost.memory,
+            ("ostree", their_cost.memory),
+            64.0,
+        ));
         figures.push(Figure::fact(
             &name("written"),
             our_cost.written as f64 / 1e6,
             "MB",
-            format!("new content {:.0} MB; ostree {:.0} MB", must.bytes as f64 / 1e6, their_cost.written as f64 / 1e6),
+            format!(
+                "new content {:.0} MB; ostree {:.0} MB",
+                must.bytes as f64 / 1e6,
+                their_cost.written as f64 / 1e6
+            ),
         ));
         server.reset();
         let calls = ours.upgrade(layout, &server.url(), system_calls)?;
@@ -49,14 +60,23 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
         ));
         if let Some(calls) = calls {
             // Open, write, sync or not, and name it: four for each changed path.
-            let note = format!("{} paths change; four calls for each would be {}", must.paths, 4 * must.paths);
+            let note = format!(
+                "{} paths change; four calls for each would be {}",
+                must.paths,
+                4 * must.paths
+            );
             figures.push(Figure::fact(&name("system calls"), calls as f64, "", note));
         }
     }
     their_server.reset();
     theirs.upgrade(&their_server.url())?;
     let note = format!("{} requests", their_server.counters().requests);
-    figures.push(Figure::fact("ostree: fetched", their_server.counters().total() as f64 / 1e6, "MB", note));
+    figures.push(Figure::fact(
+        "ostree: fetched",
+        their_server.counters().total() as f64 / 1e6,
+        "MB",
+        note,
+    ));
     Ok(figures)
 }
 
@@ -72,7 +92,13 @@ impl Ours {
         let mut disks = HashMap::new();
         for layout in lab::LAYOUTS {
             let disk = bench.scratch.join(format!("{layout}.img"));
-            lab::install(&disk, &publisher.repository, "old", &lab::configuration(layout), &bench.programs)?;
+            lab::install(
+                &disk,
+                &publisher.repository,
+                "old",
+                &lab::configuration(layout),
+                &bench.programs,
+            )?;
             disks.insert(layout, disk);
         }
         Ok(Self { program: bench.programs.varve.clone(), disks, scratch: bench.scratch.clone() })
@@ -113,7 +139,15 @@ impl Theirs {
         };
         ostree(&["init", "--mode=archive"], &repository)?;
         let commit = |tree: &Path| {
-            ostree(&["commit", "--branch=release", "--no-xattrs", &format!("--tree=dir={}", tree.display())], &repository)
+            ostree(
+                &[
+                    "commit",
+                    "--branch=release",
+                    "--no-xattrs",
+                    &format!("--tree=dir={}", tree.display()),
+                ],
+                &repository,
+            )
         };
         commit(&bench.old.folder)?;
         let disk = bench.scratch.join("ostree.img");
@@ -139,11 +173,24 @@ impl Theirs {
         let folder = self.scratch.join("client");
         let mounted = Mounted::new(&disk, &folder)?;
         let client = format!("--repo={}", folder.join("repository").display());
-        output(program("ostree").arg(&client).args(["remote", "add", "--no-gpg-verify", "origin", url]))?;
+        output(program("ostree").arg(&client).args([
+            "remote",
+            "add",
+            "--no-gpg-verify",
+            "origin",
+            url,
+        ]))?;
         settle();
-        let pull = cost(program("ostree").arg(&client).args(["pull", "--disable-static-deltas", "origin", "release"]))?;
+        let pull = cost(program("ostree").arg(&client).args([
+            "pull",
+            "--disable-static-deltas",
+            "origin",
+            "release",
+        ]))?;
         let new = folder.join("new");
-        let checkout = cost(program("ostree").arg(&client).args(["checkout", "-H", "origin:release"]).arg(&new))?;
+        let checkout = cost(
+            program("ostree").arg(&client).args(["checkout", "-H", "origin:release"]).arg(&new),
+        )?;
         // Ours ends with everything on the disk.
         let sync = cost(program("sync").arg("--file-system").arg(&folder))?;
         mounted.unmount()?;
@@ -176,7 +223,8 @@ fn must_write(old: &Path, new: &Path) -> Result<Must> {
                 continue;
             }
             let before = fs::symlink_metadata(old.join(&path)).ok();
-            let same = before.is_some_and(|before| before.len() == data.len() && before.mode() == data.mode())
+            let same = before
+                .is_some_and(|before| before.len() == data.len() && before.mode() == data.mode())
                 && same_content(&old.join(&path), &new.join(&path), data.is_file())?;
             if !same {
                 must.paths += 1;

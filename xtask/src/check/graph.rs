@@ -9,9 +9,10 @@ use std::collections::BTreeMap;
 const MAY_USE: &[(&str, &[&str])] = &[
     ("varve-format", &[]),
     ("varve-sys", &[]),
-    ("varve-build", &["varve-format", "varve-sys"]),
-    ("varve-publish", &["varve-format", "varve-sys", "varve-build"]),
-    ("varve-fetch", &["varve-format", "varve-sys"]),
+    ("varve-delta", &["varve-format", "varve-sys"]),
+    ("varve-build", &["varve-format", "varve-sys", "varve-delta"]),
+    ("varve-publish", &["varve-format", "varve-sys", "varve-build", "varve-delta"]),
+    ("varve-fetch", &["varve-format", "varve-sys", "varve-delta"]),
     ("varve-rootfs", &["varve-format", "varve-sys"]),
     ("varve-boot", &["varve-format", "varve-sys"]),
     ("varve-agent", &["varve-format", "varve-sys", "varve-fetch", "varve-rootfs", "varve-boot"]),
@@ -19,23 +20,52 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("varve-term", &["varve-format", "varve-sys"]),
     (
         "varve",
-        &["varve-format", "varve-sys", "varve-fetch", "varve-rootfs", "varve-boot", "varve-agent", "varve-term"],
+        &[
+            "varve-format",
+            "varve-sys",
+            "varve-fetch",
+            "varve-rootfs",
+            "varve-boot",
+            "varve-agent",
+            "varve-term",
+        ],
     ),
     ("varve-repo", &["varve-format", "varve-sys", "varve-build", "varve-publish", "varve-term"]),
     (
         "varve-testkit",
         &[
-            "varve-format", "varve-sys", "varve-build", "varve-publish", "varve-fetch", "varve-rootfs", "varve-boot",
-            "varve-agent", "varve-early", "varve-term",
+            "varve-format",
+            "varve-sys",
+            "varve-build",
+            "varve-publish",
+            "varve-fetch",
+            "varve-rootfs",
+            "varve-boot",
+            "varve-agent",
+            "varve-early",
+            "varve-term",
+            "varve-delta",
         ],
     ),
-    ("xtask", &["varve-format", "varve-sys", "varve-testkit"]),
+    (
+        "varve-powercut",
+        &[
+            "varve-format",
+            "varve-sys",
+            "varve-fetch",
+            "varve-rootfs",
+            "varve-boot",
+            "varve-agent",
+            "varve-early",
+        ],
+    ),
+    ("xtask", &["varve-format", "varve-sys", "varve-testkit", "varve-powercut"]),
 ];
 
 /// Crates that mean a network, TLS or an async runtime, by the beginning of their name.
 const NETWORK: &[&str] = &[
-    "tokio", "async-", "futures", "mio", "socket2", "ureq", "reqwest", "hyper", "http", "h2", "rustls", "aws-lc",
-    "openssl", "ring", "webpki", "tough", "url", "zbus",
+    "tokio", "async-", "futures", "mio", "socket2", "ureq", "reqwest", "hyper", "http", "h2",
+    "rustls", "aws-lc", "openssl", "ring", "webpki", "tough", "url", "zbus",
 ];
 
 pub(super) fn direction() -> Result<Problems> {
@@ -47,7 +77,9 @@ fn judge(uses: &BTreeMap<String, Vec<String>>) -> Problems {
     let mut problems = Vec::new();
     for (name, used) in uses {
         let Some((_, allowed)) = MAY_USE.iter().find(|(known, _)| known == name) else {
-            problems.push(format!("{name} has no line in xtask/src/check/graph.rs: say there whom it may use"));
+            problems.push(format!(
+                "{name} has no line in xtask/src/check/graph.rs: say there whom it may use"
+            ));
             continue;
         };
         for other in used.iter().filter(|other| !allowed.contains(&other.as_str())) {
@@ -84,7 +116,9 @@ pub(super) fn boot_stage() -> Result<Problems> {
     Ok(linked
         .into_iter()
         .filter(|name| NETWORK.iter().any(|start| name.starts_with(start)))
-        .map(|name| format!("varve-early links {name}: cargo tree --package varve-early --invert {name}"))
+        .map(|name| {
+            format!("varve-early links {name}: cargo tree --package varve-early --invert {name}")
+        })
         .collect())
 }
 
@@ -93,7 +127,7 @@ pub(super) fn device() -> Result<Problems> {
     for program in ["varve", "varve-early"] {
         let linked = linked(program)?;
         problems.extend(
-            ["varve-build", "varve-publish", "varve-repo", "varve-testkit"]
+            ["varve-build", "varve-publish", "varve-repo", "varve-testkit", "varve-powercut"]
                 .iter()
                 .filter(|forbidden| linked.iter().any(|name| name == *forbidden))
                 .map(|forbidden| format!("{program} links {forbidden}")),
@@ -105,10 +139,23 @@ pub(super) fn device() -> Result<Problems> {
 /// All crates that go into a package's program.
 fn linked(package: &str) -> Result<Vec<String>> {
     let text = output(cargo().args([
-        "tree", "--locked", "--package", package, "--edges", "normal", "--prefix", "none", "--format", "{p}",
+        "tree",
+        "--locked",
+        "--package",
+        package,
+        "--edges",
+        "normal",
+        "--prefix",
+        "none",
+        "--format",
+        "{p}",
     ]))?;
-    let mut names: Vec<String> =
-        text.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).filter(|n| !n.is_empty()).collect();
+    let mut names: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .map(str::to_owned)
+        .filter(|n| !n.is_empty())
+        .collect();
     names.sort();
     names.dedup();
     Ok(names)

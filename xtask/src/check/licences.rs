@@ -31,10 +31,16 @@ pub(super) fn check() -> Result<Problems> {
     let metadata: serde_json::Value = serde_json::from_str(&text)?;
     let mut problems = Vec::new();
     for package in metadata["packages"].as_array().into_iter().flatten() {
-        let name = format!("{} {}", package["name"].as_str().unwrap_or("?"), package["version"].as_str().unwrap_or("?"));
+        let name = format!(
+            "{} {}",
+            package["name"].as_str().unwrap_or("?"),
+            package["version"].as_str().unwrap_or("?")
+        );
         match package["license"].as_str() {
             Some(expression) if allowed(expression) => {}
-            Some(expression) => problems.push(format!("{name}: the licence {expression} is not allowed")),
+            Some(expression) => {
+                problems.push(format!("{name}: the licence {expression} is not allowed"))
+            }
             None => problems.push(format!("{name} names no licence")),
         }
         // A path in the workspace has no source.
@@ -70,19 +76,32 @@ pub(super) fn deny() -> Result<Problems> {
         .status()
         .is_ok_and(|status| status.success());
     if !there {
-        println!("          not run: cargo-deny is not installed (cargo install --locked cargo-deny)");
+        println!(
+            "          not run: cargo-deny is not installed (cargo install --locked cargo-deny)"
+        );
         return Ok(Vec::new());
     }
-    let problems = show(cargo().args(["deny", "--locked", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
-        .err()
-        .map(|error| error.to_string());
+    let problems = show(cargo().args([
+        "deny",
+        "--locked",
+        "check",
+        "--hide-inclusion-graph",
+        "bans",
+        "licenses",
+        "sources",
+    ]))
+    .err()
+    .map(|error| error.to_string());
     // The database of advisories is fetched, and may be out of reach: that is said, and is
     // not the same as having looked.
     let mut advisories = cargo();
     advisories.args(["deny", "--locked", "check", "advisories"]);
     let advisory = match output(&mut advisories) {
         Ok(_) => None,
-        Err(error) if error.to_string().contains("failed to fetch") || error.to_string().contains("advisory database") => {
+        Err(error)
+            if error.to_string().contains("failed to fetch")
+                || error.to_string().contains("advisory database") =>
+        {
             println!("          advisories not looked at: their database is out of reach");
             None
         }
@@ -97,7 +116,13 @@ mod tests {
 
     #[test]
     fn expressions_are_read_as_spdx_does() {
-        for good in ["MIT", "MIT OR Apache-2.0", "MIT/Apache-2.0", "GPL-3.0 OR MIT", "(MIT OR GPL-2.0) AND ISC"] {
+        for good in [
+            "MIT",
+            "MIT OR Apache-2.0",
+            "MIT/Apache-2.0",
+            "GPL-3.0 OR MIT",
+            "(MIT OR GPL-2.0) AND ISC",
+        ] {
             assert!(allowed(good), "{good}");
         }
         for bad in ["GPL-3.0", "MIT AND GPL-2.0", "(GPL-2.0 OR LGPL-2.1) AND MIT", ""] {

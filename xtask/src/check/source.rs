@@ -43,7 +43,8 @@ pub(super) fn unsafe_code() -> Result<Problems> {
         }
         let is_crate_root = path.parent().is_some_and(|folder| folder.ends_with("src"))
             && path.file_name().is_some_and(|name| name == "lib.rs" || name == "main.rs");
-        if is_crate_root && path.starts_with("crates") && !text.contains("#![forbid(unsafe_code)]") {
+        if is_crate_root && path.starts_with("crates") && !text.contains("#![forbid(unsafe_code)]")
+        {
             problems.push(format!("{}: #![forbid(unsafe_code)] is missing", path.display()));
         }
     }
@@ -53,9 +54,9 @@ pub(super) fn unsafe_code() -> Result<Problems> {
 /// Whether a line of code has the keyword; words in comments and strings do not count.
 fn uses_unsafe(line: &str) -> bool {
     let code = line.split("//").next().unwrap_or_default();
-    ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"].iter().any(|form| {
-        code.find(form).is_some_and(|at| code[..at].matches('"').count() % 2 == 0)
-    })
+    ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"]
+        .iter()
+        .any(|form| code.find(form).is_some_and(|at| code[..at].matches('"').count() % 2 == 0))
 }
 
 fn is_script(path: &Path, text: &str) -> bool {
@@ -66,11 +67,12 @@ fn is_script(path: &Path, text: &str) -> bool {
 
 /// The files that git knows, and new ones that it does not ignore.
 fn files() -> Result<Vec<PathBuf>> {
-    let text = output(
-        Command::new("git")
-            .current_dir(root())
-            .args(["ls-files", "--cached", "--others", "--exclude-standard"]),
-    )?;
+    let text = output(Command::new("git").current_dir(root()).args([
+        "ls-files",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]))?;
     let mut files: Vec<PathBuf> = text.lines().map(PathBuf::from).collect();
     files.sort();
     files.dedup();

@@ -55,10 +55,11 @@ impl Lab {
     /// # Errors
     /// [`Error::Tool`] with the command to run when there is none.
     pub fn open() -> Result<Self> {
-        let missing = |text: String| Error::Tool { command: "cargo xtask test slow".to_owned(), text };
-        let path = std::env::var_os(VARIABLE)
-            .map(PathBuf::from)
-            .ok_or_else(|| missing(format!("{VARIABLE} is not set: run this test by the command above")))?;
+        let missing =
+            |text: String| Error::Tool { command: "cargo xtask test slow".to_owned(), text };
+        let path = std::env::var_os(VARIABLE).map(PathBuf::from).ok_or_else(|| {
+            missing(format!("{VARIABLE} is not set: run this test by the command above"))
+        })?;
         let text = std::fs::read_to_string(&path).map_err(io_error("read", &path))?;
         serde_json::from_str(&text).map_err(|error| missing(format!("{}: {error}", path.display())))
     }
@@ -86,8 +87,10 @@ impl Lab {
         })?;
         std::fs::create_dir_all(&self.scratch).map_err(io_error("make", &self.scratch))?;
         // Disks are big: they go where the cache is. Sockets need a short path.
-        let scratch = tempfile::tempdir_in(&self.scratch).map_err(io_error("make a folder in", &self.scratch))?;
-        let sockets = tempfile::tempdir().map_err(io_error("make a folder in", Path::new("/tmp")))?;
+        let scratch = tempfile::tempdir_in(&self.scratch)
+            .map_err(io_error("make a folder in", &self.scratch))?;
+        let sockets =
+            tempfile::tempdir().map_err(io_error("make a folder in", Path::new("/tmp")))?;
         let disk = scratch.path().join("disk.img");
         disk::copy(image, &disk)?;
         let server = Server::start(&system.repository)?;

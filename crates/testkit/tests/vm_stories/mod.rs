@@ -35,18 +35,25 @@ pub(crate) fn expect_layout(guest: &mut Guest, layout: &str) -> Outcome {
     let report = guest.boot_report()?;
     assert_eq!(value(&report, "layout"), layout, "{report}");
     let place = if layout == "overlay" { "layers" } else { "trees" };
-    assert!(report.contains(&format!("{place}/")), "no path in {place}/ is in the report:\n{report}");
+    assert!(
+        report.contains(&format!("{place}/")),
+        "no path in {place}/ is in the report:\n{report}"
+    );
     Ok(())
 }
 
 /// State can be written; the notes are looked for after the upgrade.
 pub(crate) fn leave_notes(guest: &mut Guest) -> Outcome {
-    guest.run("echo kept > /home/note && echo kept > /etc/note && echo kept > /var/lib/note").map(|_| ())
+    guest
+        .run("echo kept > /home/note && echo kept > /etc/note && echo kept > /var/lib/note")
+        .map(|_| ())
 }
 
 /// What [`leave_notes`] wrote is there.
 pub(crate) fn expect_notes(guest: &mut Guest) -> Outcome {
-    guest.run("grep -q kept /home/note && grep -q kept /etc/note && grep -q kept /var/lib/note").map(|_| ())
+    guest
+        .run("grep -q kept /home/note && grep -q kept /etc/note && grep -q kept /var/lib/note")
+        .map(|_| ())
 }
 
 /// Upgrades, and looks that bytes really came from the server.
