@@ -5,16 +5,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use aws_lc_rs::digest::{Context, SHA256};
 use jiff::Timestamp;
 use serde::Serialize;
+use varve_build::repo;
 use varve_format::Sha256Digest;
-use varve_format::pack::PACK_MAGIC;
 use varve_format::release::PackRef;
-use varve_format::verity::ContentHasher;
-use varve_sys::task::{Cancel, Progress, Unit};
+use varve_sys::task::{Cancel, Progress};
 
-use crate::contents::{self, OpenPack};
 use crate::error::Result;
 use crate::keys::Role;
 use crate::repository::{Repository, published};
@@ -33,11 +30,11 @@ pub struct Problem {
 pub struct CheckReport {
     /// Published releases.
     pub releases: u64,
-    /// Packs read.
+    /// Packs that are whole.
     pub packs: u64,
-    /// Contents whose digest was computed.
+    /// Contents in them, each held against its digest.
     pub contents: u64,
-    /// Bytes of packs read.
+    /// Bytes of these packs.
     pub bytes: u64,
     /// Everything that is wrong.
     pub problems: Vec<Problem>,
@@ -86,12 +83,12 @@ impl Repository {
                 if packs.insert(pack.id, *pack).is_some_and(|other| other != *pack) {
                     report.problem(&pack.path(), "two releases describe it differently".into());
                 }
-                match contents::index(self, pack) {
+                match repo::load_index(&self.dir, pack) {
                     Ok(index) => here.extend(index.contents().iter().map(|c| (c.digest, c.size))),
                     Err(error) => report.problem(&pack.index_path(), text(&error)),
                 }
             }
-            match contents::manifest(self, &record) {
+            match repo::load_manifest(&self.dir, &record) {
                 Ok(manifest) => {
                     let missing = manifest.contents().filter(|content| !here.contains(content)).count();
                     if missing > 0 {
@@ -104,85 +101,20 @@ impl Repository {
                 Err(error) => report.problem(&what, text(&error)),
             }
         }
-        progress.begin("checking packs", Unit::Bytes, Some(packs.values().map(|pack| pack.size).sum()));
         for pack in packs.values() {
-            if let Err(error) = self.check_pack(pack, &mut report, progress, cancel) {
-                if matches!(error, crate::PublishError::Cancelled(_)) {
-                    return Err(error);
+            match repo::check_pack(&self.dir, pack, progress, cancel) {
+                Ok(()) => {
+                    report.packs += 1;
+                    report.bytes += pack.size;
+                    report.contents += repo::load_index(&self.dir, pack)?.contents().len() as u64;
                 }
-                report.problem(&pack.path(), text(&error));
+                Err(repo::RepoError::Cancelled(cancelled)) => return Err(cancelled.into()),
+                Err(error) => report.problem(&pack.path(), text(&error)),
             }
         }
-        progress.end();
         report.unnamed = self.unnamed_files().unwrap_or_default();
         Ok(report)
     }
-
-    /// Reads a pack from its first byte to its last: its own digest, each frame's, each
-    /// content's.
-    fn check_pack(
-        &self,
-        pack: &PackRef,
-        report: &mut CheckReport,
-        progress: &dyn Progress,
-        cancel: &Cancel,
-    ) -> Result<()> {
-        let path = pack.path();
-        let open = OpenPack::open(self, pack)?;
-        let mut decompressor = contents::decompressor()?;
-        let mut whole = Context::new(&SHA256);
-        let mut file = self.dir.open_file(&path)?;
-        if file.metadata().map(|status| status.len()).ok() != Some(pack.size) {
-            report.problem(&path, format!("it does not have the {} bytes that its record states", pack.size));
-        }
-        let mut magic = [0; PACK_MAGIC.len()];
-        if std::io::Read::read_exact(&mut file, &mut magic).is_err() || magic != *PACK_MAGIC {
-            report.problem(&path, "it does not begin as a pack does".into());
-        }
-        whole.update(&magic);
-        let mut starts: Vec<_> = open.index.contents().iter().collect();
-        starts.sort_by_key(|content| (content.frame, content.start));
-        let mut next = starts.into_iter().peekable();
-        let mut under_way: Vec<(ContentHasher, &varve_format::pack::Location)> = Vec::new();
-        report.packs += 1;
-        for frame in 0..open.index.frames().len() {
-            cancel.check()?;
-            let at = open.index.frames()[frame];
-            whole.update(&open.stored(frame)?);
-            let bytes = open.frame(frame, &mut decompressor)?;
-            let mut still = Vec::new();
-            for (mut hasher, content) in under_way.drain(..) {
-                feed(&mut hasher, content, &bytes, 0);
-                still.push((hasher, content));
-            }
-            while let Some(content) = next.next_if(|content| content.frame as usize == frame) {
-                let mut hasher = ContentHasher::new();
-                feed(&mut hasher, content, &bytes, content.start as usize);
-                still.push((hasher, content));
-            }
-            for (hasher, content) in still {
-                if hasher.size() < content.size {
-                    under_way.push((hasher, content));
-                } else {
-                    report.contents += 1;
-                    if hasher.finish() != content.digest {
-                        report.problem(&path, format!("content {} is not what its digest says", content.digest));
-                    }
-                }
-            }
-            report.bytes += u64::from(at.stored);
-            progress.advance(u64::from(at.stored));
-        }
-        if whole.finish().as_ref() != pack.id.0 {
-            report.problem(&path, "its digest is not its name".into());
-        }
-        Ok(())
-    }
-}
-
-fn feed(hasher: &mut ContentHasher, content: &varve_format::pack::Location, bytes: &[u8], start: usize) {
-    let left = usize::try_from(content.size - hasher.size()).unwrap_or(usize::MAX);
-    hasher.update(&bytes[start..bytes.len().min(start.saturating_add(left))]);
 }
 
 impl CheckReport {

@@ -10,12 +10,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Serialize;
+use varve_build::repo::{self, ContentReader};
 use varve_format::change::{Change, changes};
 use varve_format::manifest::Manifest;
 use varve_format::tree::{Entry, Kind};
 use varve_format::{ContentDigest, ReleaseName, TreePath};
 
-use crate::contents::{self, PackReader};
 use crate::error::Result;
 use crate::repository::Repository;
 
@@ -167,8 +167,8 @@ impl Repository {
 
     fn side(&self, name: &ReleaseName) -> Result<Side> {
         let record = self.record(name)?;
-        let manifest = contents::manifest(self, &record)?;
-        let mut reader = PackReader::open(self, &record)?;
+        let manifest = repo::load_manifest(&self.dir, &record)?;
+        let mut reader = ContentReader::open(&self.dir, &record.packs)?;
         let mut side = Side { manifest, packages: None, owners: HashMap::new() };
         let Some(status) = read(&mut reader, &side.manifest, "var/lib/dpkg/status")? else {
             return Ok(side);
@@ -225,10 +225,10 @@ fn resolve(manifest: &Manifest, line: &[u8]) -> Option<TreePath> {
     TreePath::new(relative).ok()
 }
 
-fn read(reader: &mut PackReader, manifest: &Manifest, path: &str) -> Result<Option<Vec<u8>>> {
+fn read(reader: &mut ContentReader, manifest: &Manifest, path: &str) -> Result<Option<Vec<u8>>> {
     let entry = TreePath::new(path.as_bytes()).ok().and_then(|path| manifest.get(&path));
     match entry.map(|entry| &manifest.inode(entry).kind) {
-        Some(Kind::Regular { digest, size }) if *size > 0 => reader.read(digest, MAX_DATABASE).map(Some),
+        Some(Kind::Regular { digest, size }) if *size > 0 => Ok(Some(reader.read(digest, MAX_DATABASE)?)),
         _ => Ok(None),
     }
 }

@@ -120,6 +120,9 @@ pub enum PublishError {
         /// What is wrong, with the line.
         reason: String,
     },
+    /// Something of a release that cannot be read, or is not what was recorded.
+    #[error(transparent)]
+    Repo(#[from] varve_build::repo::RepoError),
     /// The disk.
     #[error(transparent)]
     Sys(#[from] SysError),

@@ -11,7 +11,6 @@
 //! command on it. Never linked into a device's program.
 
 mod check;
-mod contents;
 mod diff;
 mod error;
 mod keys;
