@@ -17,6 +17,7 @@ pub(crate) fn is_root(test: &str) -> bool {
 
 /// Mounts directories of `base` (newest first) as the kernel puts them together, and
 /// gives the mount's root. The mount goes when the directory is closed.
+#[allow(dead_code, reason = "not every test mounts")]
 pub(crate) fn kernel_mount(base: &Dir, layers: &[PathBuf]) -> Dir {
     use std::os::fd::AsFd;
     let overlay = Overlay { base: base.fd(), lowers: layers, upper: None, source: "oracle" };

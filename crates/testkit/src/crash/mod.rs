@@ -11,7 +11,8 @@
 //!
 //! The model is harsher than any one file system: without a sync of its directory a
 //! name may be gone, without a sync of the file its bytes may be gone although its name
-//! is there, and either may be there all the same. Only renames are atomic.
+//! is there, and either may be there all the same. A rename alone is atomic: one
+//! transaction of every journaling file system, durable with either directory.
 //! [`Recording::without_sync`] leaves one sync out of the model: a test that still passes
 //! then does not guard that sync.
 
@@ -57,9 +58,20 @@ pub struct Recording {
     log: Vec<Logged>,
 }
 
+/// A directory for states: in memory where there is such a place, since what is synced
+/// there need not reach a disk.
+pub fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    made.expect("a temporary directory")
+}
+
 /// Runs `work` and records every change that it makes below `root` through `varve_sys`.
-/// What stands there before counts as durable. One recording at a time in a process.
+/// What stands there before counts as durable. Recordings of a process wait for each other.
 pub fn record<T>(root: &Path, work: impl FnOnce() -> T) -> (Recording, T) {
+    // Tests of one process may run at once; the listener is the process's.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let initial = Image::read(root);
     let log = Arc::new(Mutex::new(Vec::new()));
     let (base, sink) = (root.to_owned(), Arc::clone(&log));

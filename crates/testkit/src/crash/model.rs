@@ -16,8 +16,9 @@ use super::{Logged, Survival};
 /// falls as a whole.
 #[derive(Clone, Debug)]
 struct Pending {
-    /// The directory whose sync makes it durable.
-    directory: Node,
+    /// The directories whose sync, of any of them, makes it durable. The first one's
+    /// changes reach the disk in order.
+    directories: Vec<Node>,
     /// Names set (some inode) or taken away (none), in this order.
     changes: Vec<(Node, OsString, Option<Node>)>,
 }
@@ -74,7 +75,7 @@ impl<'a> Model<'a> {
                 self.inodes.insert(node, inode);
                 self.dirty.insert(node);
                 let (directory, name) = self.place(path);
-                self.rename_all(directory, vec![(directory, name, Some(node))]);
+                self.rename_all(vec![directory], vec![(directory, name, Some(node))]);
             }
             Event::Change(path) => {
                 if let (Some(node), Some(inode)) = (self.resolve(path), &logged.inode) {
@@ -85,23 +86,29 @@ impl<'a> Model<'a> {
             Event::Link { from, to } => {
                 let node = self.known(from);
                 let (directory, name) = self.place(to);
-                self.rename_all(directory, vec![(directory, name, Some(node))]);
+                self.rename_all(vec![directory], vec![(directory, name, Some(node))]);
             }
             Event::Rename { from, to } => {
                 let node = self.known(from);
                 let (old, old_name) = self.place(from);
                 let (new, new_name) = self.place(to);
-                self.rename_all(new, vec![(old, old_name, None), (new, new_name, Some(node))]);
+                self.rename_all(
+                    vec![new, old],
+                    vec![(old, old_name, None), (new, new_name, Some(node))],
+                );
             }
             Event::Exchange { one, other } => {
                 let (a, b) = (self.known(one), self.known(other));
                 let (dir_a, name_a) = self.place(one);
                 let (dir_b, name_b) = self.place(other);
-                self.rename_all(dir_b, vec![(dir_a, name_a, Some(b)), (dir_b, name_b, Some(a))]);
+                self.rename_all(
+                    vec![dir_b, dir_a],
+                    vec![(dir_a, name_a, Some(b)), (dir_b, name_b, Some(a))],
+                );
             }
             Event::Remove(path) => {
                 let (directory, name) = self.place(path);
-                self.rename_all(directory, vec![(directory, name, None)]);
+                self.rename_all(vec![directory], vec![(directory, name, None)]);
             }
             Event::SyncFile(_) | Event::SyncDirectory(_) | Event::SyncFileSystem(_)
                 if logged.dropped => {}
@@ -112,7 +119,7 @@ impl<'a> Model<'a> {
             }
             Event::SyncDirectory(path) => {
                 if let Some(node) = self.resolve(path) {
-                    self.settle_names(|pending| pending.directory == node);
+                    self.settle_names(|pending| pending.directories.contains(&node));
                     self.settle_inode(node);
                 }
             }
@@ -134,9 +141,9 @@ impl<'a> Model<'a> {
         panic!("{} went away while it was recorded: two writers in one recording", path.display())
     }
 
-    fn rename_all(&mut self, directory: Node, changes: Vec<(Node, OsString, Option<Node>)>) {
+    fn rename_all(&mut self, directories: Vec<Node>, changes: Vec<(Node, OsString, Option<Node>)>) {
         apply_names(&mut self.names, &changes);
-        self.pending.push(Pending { directory, changes });
+        self.pending.push(Pending { directories, changes });
     }
 
     fn settle_inode(&mut self, node: Node) {
@@ -162,7 +169,7 @@ impl<'a> Model<'a> {
         // For each directory: how many of its oldest pending changes survived.
         let mut kept: BTreeMap<Node, usize> = BTreeMap::new();
         for pending in &self.pending {
-            *kept.entry(pending.directory).or_default() += 1;
+            *kept.entry(pending.directories[0]).or_default() += 1;
         }
         for count in kept.values_mut() {
             *count = match survival {
@@ -172,7 +179,7 @@ impl<'a> Model<'a> {
             };
         }
         for pending in &self.pending {
-            let left = kept.get_mut(&pending.directory).expect("counted");
+            let left = kept.get_mut(&pending.directories[0]).expect("counted");
             if *left > 0 {
                 *left -= 1;
                 apply_names(&mut image.names, &pending.changes);
