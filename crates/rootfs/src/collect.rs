@@ -96,10 +96,9 @@ pub fn plan(store: &Store, keep: &Keep) -> Result<CollectPlan, StoreError> {
     let layers = store.layers()?.items.into_iter().map(|layer| layer.name);
     let trees = store.trees()?.items;
     if plan.blocked_by.is_empty() {
-        for (names, going) in [
-            (layers.collect::<Vec<_>>(), &mut plan.layers),
-            (trees, &mut plan.trees),
-        ] {
+        for (names, going) in
+            [(layers.collect::<Vec<_>>(), &mut plan.layers), (trees, &mut plan.trees)]
+        {
             for name in names.into_iter().filter(|name| !used.contains(name)) {
                 let list = if mounted.has(&name) { &mut plan.held_by_mounts } else { &mut *going };
                 list.push(name);
@@ -137,8 +136,8 @@ pub fn execute(store: &Store, plan: &CollectPlan) -> Result<(), SysError> {
     Ok(())
 }
 
-/// Digests in incoming/ (and parts of them, `<digest>.part`) that nobody needs. What has
-/// another name is not ours and stays.
+/// Digests in incoming/ (and parts of them, `<digest>.<length>.part`) that nobody needs.
+/// What has another name is not ours and stays.
 fn unneeded_incoming(
     store: &Store,
     needed: &BTreeSet<ContentDigest>,
@@ -146,7 +145,11 @@ fn unneeded_incoming(
     let mut names = Vec::new();
     for entry in store.incoming().names()? {
         let Some(name) = entry.name.to_str() else { continue };
-        let digest = name.strip_suffix(".part").unwrap_or(name).parse::<ContentDigest>();
+        let whose = match name.strip_suffix(".part") {
+            Some(part) => part.split('.').next().unwrap_or(part),
+            None => name,
+        };
+        let digest = whose.parse::<ContentDigest>();
         if digest.is_ok_and(|digest| !needed.contains(&digest)) {
             names.push(name.to_owned());
         }
