@@ -6,7 +6,7 @@ use std::fmt::Write;
 use jiff::Timestamp;
 use varve_build::{BuildError, BuildReport};
 use varve_format::release::ReleaseRecord;
-use varve_publish::{CheckReport, Diff, PathChangeKind, Prune, PublishError, Published};
+use varve_publish::{CheckReport, Diff, PathChange, PathChangeKind, Prune, PublishError, Published};
 use varve_term::{Columns, Exit, human};
 
 /// Paths that `diff` shows without `--all`.
@@ -137,8 +137,9 @@ pub(crate) fn diff(diff: &Diff, all: bool) -> String {
         }
     }
     let mut table = Columns::new(&["CHANGE", ">FROM", ">TO", "PATH"]);
-    let shown = if all { diff.paths.len() } else { SOME };
-    for path in diff.paths.iter().take(shown) {
+    let told = |path: &&PathChange| all || path.kind != PathChangeKind::Metadata;
+    let shown = if all { usize::MAX } else { SOME };
+    for path in diff.paths.iter().filter(told).take(shown) {
         let kind = match path.kind {
             PathChangeKind::Added => "added",
             PathChangeKind::Removed => "removed",
@@ -151,11 +152,19 @@ pub(crate) fn diff(diff: &Diff, all: bool) -> String {
         if diff.packages.is_some() {
             text.push_str("Of no package:\n");
         }
-        let _ = write!(text, "{table}");
-        if diff.paths.len() > shown {
-            let _ = writeln!(text, "… and {} more (--all shows them)", human::count((diff.paths.len() - shown) as u64));
-        }
-        text.push('\n');
+        let _ = writeln!(text, "{table}");
+    }
+    let more = diff.paths.iter().filter(told).count().saturating_sub(shown) as u64;
+    if more > 0 {
+        let _ = writeln!(text, "{} more (--all shows them).", human::plural(more, "path", "paths"));
+    }
+    let quiet = diff.paths.len() as u64 - diff.paths.iter().filter(told).count() as u64;
+    if quiet > 0 {
+        let _ = writeln!(
+            text,
+            "{} in mode, owner, times or links alone (--all shows them).",
+            human::plural(quiet, "path changes", "paths change"),
+        );
     }
     let _ = writeln!(
         text,

@@ -61,7 +61,8 @@ pub(crate) enum Command {
         from: ReleaseName,
         /// The newer one.
         to: ReleaseName,
-        /// Show every path, not only the first ones.
+        /// Show every path: also the later ones, and those that change in mode, owner, times
+        /// or links alone.
         #[arg(long)]
         all: bool,
     },
@@ -152,7 +153,7 @@ pub(crate) struct Publish {
 }
 
 #[derive(Debug, Args)]
-#[group(id = "what", required = true, multiple = false, args = ["keep", "releases"])]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["keep", "releases"]))]
 pub(crate) struct Prune {
     /// Keep the newest so many releases of each channel.
     #[arg(long, value_name = "N")]
