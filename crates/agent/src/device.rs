@@ -19,6 +19,8 @@ use varve_sys::{Dir, SysError};
 use crate::config::{self, Config, ConfigError};
 
 const LOCK: &str = "lock";
+/// Beside the boot stage's report.
+const BOOT_COMPLETE: &str = "boot-complete";
 const MAX_BOOT_REPORT: u64 = 1 << 20;
 
 /// Where a device's parts are.
@@ -129,6 +131,13 @@ impl Device {
             reason: varve_rootfs::mount::whole_message(&error),
         })?;
         Ok(Some(report))
+    }
+
+    /// Whether this boot came so far that a shutdown is no vote against it: the unit that
+    /// judges a boot says so by a file, before it begins.
+    pub fn boot_is_complete(&self) -> bool {
+        let report = self.places.boot_report.as_deref();
+        report.is_some_and(|report| report.with_file_name(BOOT_COMPLETE).exists())
     }
 
     /// Takes the right to change the device. `command` is what others are told.

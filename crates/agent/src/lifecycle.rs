@@ -335,7 +335,8 @@ pub fn finalize(device: &Device, _writer: &Writer, context: &Context<'_>) -> Res
     };
     // The generation that the boot stage wrote: nothing was decided since, nor given back.
     let untouched = boot.generation == Some(current.generation);
-    let refunded = transition::refund(current, &boot.deployment, boot.try_spent && untouched);
+    let unjudged = boot.try_spent && untouched && device.boot_is_complete();
+    let refunded = transition::refund(current, &boot.deployment, unjudged);
     if let Some(refunded) = refunded {
         selection::commit(&device.store, &refunded)?;
         let tries = refunded.tries.unwrap_or(0);

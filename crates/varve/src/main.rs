@@ -1,1 +1,24 @@
-fn main() {}
+//! `varve`, the device's command: reads what is asked for, has the update manager do it,
+//! and says what came of it.
+
+#![forbid(unsafe_code)]
+
+mod cli;
+mod commands;
+mod edge;
+mod interrupt;
+mod show;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let cancel = interrupt::listen();
+    let form = cli.form();
+    match commands::run(cli, &cancel) {
+        Ok(exit) => exit.into(),
+        Err(failure) => failure.tell(form).into(),
+    }
+}

@@ -1,0 +1,288 @@
+//! What can be asked for, as the help and the manual tell it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+use varve_agent::config::{PATH, Source};
+use varve_format::{DeploymentName, ReleaseName};
+use varve_term::Form;
+
+const AFTER: &str = "\
+Exit codes:
+  0  done, or nothing was to be done     4  refused: policy, no room, another is at work
+  1  failed                              5  not trusted: signatures, expiry, damage
+  2  wrong use or configuration          6  could not check: no source was reachable
+  3  check: nothing newer              130  stopped by Ctrl-C
+
+A typical day:
+  varve check                is there something newer?
+  varve upgrade --dry-run    what would it fetch, and does it fit?
+  varve upgrade --reboot     do it; the next boot tries it
+  varve status               what runs, what boots next, what happened
+  varve rollback --reboot    back to the system before";
+
+/// Upgrades this device's operating system, and takes it back.
+///
+/// A new release is fetched beside the running system, verified as a whole, and tried at
+/// the next boot. When its health checks fail, or it does not come up, the device goes
+/// back by itself and remembers why. Power may go at any moment.
+#[derive(Debug, Parser)]
+#[command(name = "varve", version, after_help = AFTER, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Work on the device below this directory (an image that is mounted there) instead
+    /// of the running system
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub root: Option<PathBuf>,
+
+    /// Read this configuration [default: /etc/varve/varve.toml; none with --root]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+
+    /// Answer with one JSON document
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Say nothing of progress
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Say more
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    /// In which form to answer.
+    pub(crate) fn form(&self) -> Form {
+        if self.json { Form::Json } else { Form::Human }
+    }
+
+    /// The configuration to read: none is an empty one.
+    pub(crate) fn config(&self) -> PathBuf {
+        match (&self.config, &self.root) {
+            (Some(file), _) => file.clone(),
+            (None, None) => PATH.into(),
+            // Never the one of the machine that makes the image.
+            (None, Some(root)) => root.join("varve/no-configuration"),
+        }
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make the first deployment of an empty file system (how an image is made)
+    ///
+    /// Needs --root: the directory where the new file system is mounted. The release is
+    /// fetched, verified and staged; the repository's root of trust is pinned; the
+    /// configuration given by --config is put where the booted system finds it.
+    #[command(after_help = "Example:\n  \
+        varve --root /mnt --config varve.toml init --source /srv/os \\\n      \
+        --trust-root /srv/os/metadata/1.root.json debian-13.1")]
+    Init(Init),
+
+    /// Look for a newer release; change nothing
+    ///
+    /// Exit code 0: there is one; 3: there is none; 5: refused; 6: no source could be
+    /// reached, which is not the same as "none".
+    Check(SourceArgs),
+
+    /// Fetch, verify and stage the newest release; the next boot tries it
+    ///
+    /// Ctrl-C at any moment loses nothing that was fetched and verified: the next run
+    /// goes on there. The running system is not touched.
+    Upgrade(Upgrade),
+
+    /// What runs, what boots next, what is here, what happened
+    Status,
+
+    /// Boot the previous deployment again, from the next boot on
+    ///
+    /// One file is changed. The release that is left is remembered with the reason and is
+    /// not taken again by itself; `varve upgrade --to NAME` takes it all the same.
+    Rollback(Rollback),
+
+    /// Say that the running deployment works: its trial ends
+    Confirm(Confirm),
+
+    /// What happened to this device, oldest first
+    History(History),
+
+    /// Keep a deployment, whatever is collected
+    Pin(Name),
+
+    /// Keep a deployment no longer than the policy says
+    Unpin(Name),
+
+    /// Delete what nothing needs: old deployments, merged layers, left-over downloads
+    ///
+    /// What boots, what is pinned and what any process stands on stays. Works without
+    /// free space.
+    Collect(Collect),
+
+    /// Compare every deployment with its manifest, to the last byte
+    Fsck(Fsck),
+
+    /// Which process runs from which deployment and layer
+    Ps(Ps),
+
+    /// Fold the layers of a deployment into one
+    ///
+    /// The new layer is made of hard links beside the old ones, compared with the
+    /// manifest, and takes their place in the record. What runs is not disturbed.
+    Merge(Merge),
+
+    /// At shutdown: carry changed state to what boots next, give an unjudged try back
+    #[command(hide = true)]
+    Finalize,
+
+    /// Write the completions for a shell to standard output
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Manual {
+        /// Where
+        directory: PathBuf,
+    },
+}
+
+/// Where to look.
+#[derive(Debug, Args)]
+pub(crate) struct SourceArgs {
+    /// Look here instead of in the configured sources: a URL or a directory such as a USB
+    /// stick's; may be given several times
+    #[arg(long, value_name = "URL|DIR")]
+    pub source: Vec<Source>,
+}
+
+/// See [`Command::Init`].
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    #[command(flatten)]
+    pub sources: SourceArgs,
+
+    /// The repository's root of trust (its metadata/1.root.json), got by a way you trust
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub trust_root: PathBuf,
+
+    /// This release [default: the newest of the channel]
+    pub release: Option<ReleaseName>,
+}
+
+/// See [`Command::Upgrade`].
+#[derive(Debug, Args)]
+pub(crate) struct Upgrade {
+    #[command(flatten)]
+    pub sources: SourceArgs,
+
+    /// Say what would be fetched, the room it needs and whether it fits; change nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// Take this release, also one that failed here before
+    #[arg(long, value_name = "RELEASE")]
+    pub to: Option<ReleaseName>,
+
+    /// With --to: an older release than the present one may be taken
+    #[arg(long, requires = "to")]
+    pub allow_downgrade: bool,
+
+    /// Stage the present release anew, as the configuration says now (another layout,
+    /// another root mode, other state paths)
+    #[arg(long)]
+    pub restage: bool,
+
+    /// Reboot into it
+    #[arg(long, conflicts_with = "dry_run")]
+    pub reboot: bool,
+}
+
+/// See [`Command::Rollback`].
+#[derive(Debug, Args)]
+pub(crate) struct Rollback {
+    /// Say what would boot; change nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// Why, for the history
+    #[arg(long, value_name = "TEXT", default_value = "rolled back by the user")]
+    pub reason: String,
+
+    /// Reboot into it
+    #[arg(long, conflicts_with = "dry_run")]
+    pub reboot: bool,
+}
+
+/// See [`Command::Confirm`].
+#[derive(Debug, Args)]
+pub(crate) struct Confirm {
+    /// Run the health checks first; roll back and reboot if one fails (what the systemd
+    /// unit does once after each boot)
+    #[arg(long)]
+    pub after_boot: bool,
+}
+
+/// See [`Command::History`].
+#[derive(Debug, Args)]
+pub(crate) struct History {
+    /// The last so many entries alone
+    #[arg(short = 'n', long, value_name = "COUNT")]
+    pub last: Option<usize>,
+}
+
+/// One deployment.
+#[derive(Debug, Args)]
+pub(crate) struct Name {
+    /// Which: see `varve status`
+    pub deployment: DeploymentName,
+}
+
+/// See [`Command::Collect`].
+#[derive(Debug, Args)]
+pub(crate) struct Collect {
+    /// Say what would go and what that frees; delete nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// Delete what an unfinished upgrade has fetched, too
+    #[arg(long)]
+    pub unfinished: bool,
+}
+
+/// See [`Command::Fsck`].
+#[derive(Debug, Args)]
+pub(crate) struct Fsck {
+    /// This one alone
+    pub deployment: Option<DeploymentName>,
+}
+
+/// See [`Command::Ps`].
+#[derive(Debug, Args)]
+pub(crate) struct Ps {
+    /// Every file, not their numbers alone
+    #[arg(short, long)]
+    pub files: bool,
+
+    /// Those that stand on this deployment alone
+    #[arg(long, value_name = "NAME")]
+    pub deployment: Option<DeploymentName>,
+}
+
+/// See [`Command::Merge`].
+#[derive(Debug, Args)]
+pub(crate) struct Merge {
+    /// Which [default: the latest]
+    pub deployment: Option<DeploymentName>,
+
+    /// Say what would be merged; change nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+}

@@ -1,0 +1,121 @@
+//! Each command: open the device, call the update manager, show the answer.
+
+pub(crate) mod keep;
+pub(crate) mod lifecycle;
+pub(crate) mod upgrade;
+
+use jiff::Timestamp;
+use varve_agent::upgrade::Context;
+use varve_agent::{Device, Places};
+use varve_fetch::Patience;
+use varve_sys::task::{Cancel, Progress, Silent};
+use varve_term::{Exit, Form, Shown, out};
+
+use crate::cli::{Cli, Command};
+use crate::edge::Failure;
+
+type Answer = Result<Exit, Failure>;
+
+/// What every command works with.
+pub(crate) struct Session<'a> {
+    form: Form,
+    verbose: bool,
+    places: Places,
+    progress: Box<dyn Progress>,
+    cancel: &'a Cancel,
+    patience: Patience,
+    now: Timestamp,
+}
+
+impl Session<'_> {
+    fn device(&self) -> Result<Device, Failure> {
+        Ok(Device::open(self.places.clone())?)
+    }
+
+    fn context(&self) -> Context<'_> {
+        Context {
+            now: self.now,
+            progress: &*self.progress,
+            cancel: self.cancel,
+            patience: &self.patience,
+        }
+    }
+
+    /// Answers: JSON as it is, or the text that is made of it.
+    fn answer<T: serde::Serialize>(
+        &self,
+        value: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), Failure> {
+        let written = match self.form {
+            Form::Json => out::print_json(value),
+            Form::Human => out::print(&text(value)),
+        };
+        written.map_err(|error| Failure::other("write to standard output", error))
+    }
+}
+
+/// Does what the command line asks for.
+pub(crate) fn run(cli: Cli, cancel: &Cancel) -> Answer {
+    let places = match &cli.root {
+        Some(root) => Places::at(root, &cli.config()),
+        None => Places { config: cli.config(), ..Places::running() },
+    };
+    let progress: Box<dyn Progress> =
+        if cli.quiet { Box::new(Silent) } else { Box::new(Shown::new()) };
+    let session = Session {
+        form: cli.form(),
+        verbose: cli.verbose,
+        places,
+        progress,
+        cancel,
+        patience: Patience::default(),
+        now: Timestamp::now(),
+    };
+    match cli.command {
+        Command::Init(args) => upgrade::init(&session, &args, cli.config.as_deref(), cli.root),
+        Command::Check(args) => upgrade::check(&session, args),
+        Command::Upgrade(args) => upgrade::upgrade(&session, args),
+        Command::Status => lifecycle::status(&session),
+        Command::Rollback(args) => lifecycle::rollback(&session, &args),
+        Command::Confirm(args) => lifecycle::confirm(&session, &args),
+        Command::History(args) => lifecycle::history(&session, &args),
+        Command::Finalize => lifecycle::finalize(&session),
+        Command::Pin(name) => keep::pin(&session, &name.deployment, true),
+        Command::Unpin(name) => keep::pin(&session, &name.deployment, false),
+        Command::Collect(args) => keep::collect(&session, &args),
+        Command::Fsck(args) => keep::fsck(&session, &args),
+        Command::Ps(args) => keep::ps(&session, &args),
+        Command::Merge(args) => keep::merge(&session, &args),
+        Command::Completions { shell } => completions(shell),
+        Command::Manual { directory } => manual(&directory),
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> Answer {
+    let mut command = <Cli as clap::CommandFactory>::command();
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut command, "varve", &mut text);
+    out::print(&String::from_utf8_lossy(&text))
+        .map_err(|error| Failure::other("write to standard output", error))?;
+    Ok(Exit::Done)
+}
+
+/// For packagers: one page for the program and one for each command.
+fn manual(directory: &std::path::Path) -> Answer {
+    let command = <Cli as clap::CommandFactory>::command();
+    clap_mangen::generate_to(command, directory).map_err(|error| {
+        Failure::other(format!("write the manual pages to {}", directory.display()), error)
+    })?;
+    Ok(Exit::Done)
+}
+
+/// Asks the system to reboot.
+fn reboot() -> Result<(), Failure> {
+    let failed = |error| Failure::other("reboot with `systemctl reboot`", error);
+    let status = std::process::Command::new("systemctl").arg("reboot").status().map_err(failed)?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(failed(std::io::Error::other(status.to_string())))
+}

@@ -1,0 +1,185 @@
+//! `pin`, `unpin`, `collect`, `fsck`, `ps`, `merge`.
+
+use std::path::Path;
+
+use serde::Serialize;
+use varve_agent::observe::Observed;
+use varve_agent::ps::Process;
+use varve_agent::{Error, collect, fsck, lifecycle, merge, ps};
+use varve_format::{DeploymentName, LayerName};
+use varve_term::Exit;
+
+use super::{Answer, Session};
+use crate::cli::{Collect, Fsck, Merge, Ps};
+use crate::interrupt;
+use crate::show::keep as show;
+
+/// What a pin did.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Pinned {
+    /// Which deployment.
+    pub deployment: DeploymentName,
+    /// Whether it is pinned now.
+    pub pinned: bool,
+    /// Whether it was not before.
+    pub changed: bool,
+}
+
+pub(crate) fn pin(session: &Session<'_>, name: &DeploymentName, pinned: bool) -> Answer {
+    let device = session.device()?;
+    let writer = device.lock(if pinned { "pin" } else { "unpin" }, session.now)?;
+    let changed = lifecycle::pin(&device, &writer, name, pinned, &session.context())?;
+    let answer = Pinned { deployment: name.clone(), pinned, changed };
+    session.answer(&answer, show::pinned)?;
+    Ok(Exit::Done)
+}
+
+/// What was deleted, or would be.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Collected {
+    /// Nothing was deleted.
+    pub dry_run: bool,
+    /// Deployments, with their versioned state.
+    pub deployments: Vec<DeploymentName>,
+    /// Layers.
+    pub layers: Vec<LayerName>,
+    /// Trees.
+    pub trees: Vec<LayerName>,
+    /// Files that were fetched for an upgrade.
+    pub incoming: usize,
+    /// Bytes that become free.
+    pub bytes: u64,
+    /// Inodes that become free.
+    pub inodes: u64,
+    /// Layers and trees that somebody still stands on: gone after a reboot.
+    pub held_by_mounts: Vec<LayerName>,
+    /// Damaged records, because of which no layer and no tree is deleted.
+    pub blocked_by: Vec<String>,
+}
+
+pub(crate) fn collect(session: &Session<'_>, args: &Collect) -> Answer {
+    let device = session.device()?;
+    let writer = device.lock("collect", session.now)?;
+    if !args.dry_run {
+        varve_rootfs::stage::sweep(&device.store)?;
+    }
+    let plan = collect::plan(&device, args.unfinished)?;
+    if !args.dry_run {
+        collect::execute(&device, &writer, &plan, &session.context())?;
+    }
+    let answer = Collected {
+        dry_run: args.dry_run,
+        deployments: plan.deployments,
+        layers: plan.layers,
+        trees: plan.trees,
+        incoming: plan.incoming.len(),
+        bytes: plan.bytes,
+        inodes: plan.inodes,
+        held_by_mounts: plan.held_by_mounts,
+        blocked_by: plan.blocked_by,
+    };
+    session.answer(&answer, show::collected)?;
+    Ok(Exit::Done)
+}
+
+pub(crate) fn fsck(session: &Session<'_>, args: &Fsck) -> Answer {
+    let device = session.device()?;
+    interrupt::busy();
+    let found = fsck::fsck(&device, args.deployment.as_ref(), &session.context())?;
+    session.answer(&found, show::fsck)?;
+    Ok(if found.is_clean() { Exit::Done } else { Exit::Untrusted })
+}
+
+/// One process, for machines.
+#[derive(Debug, Serialize)]
+struct ProcessEntry<'a> {
+    pid: u32,
+    name: &'a str,
+    deployments: Vec<&'a DeploymentName>,
+    uses: Vec<UseEntry<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct UseEntry<'a> {
+    how: &'static str,
+    path: String,
+    origin: &'static str,
+    part: Option<&'a LayerName>,
+    deployment: Option<&'a DeploymentName>,
+    deleted: bool,
+}
+
+pub(crate) fn ps(session: &Session<'_>, args: &Ps) -> Answer {
+    let device = session.device()?;
+    let observed = Observed::look(&device)?;
+    let booted = observed.booted();
+    let mut processes =
+        ps::processes(Path::new("/proc"), device.store.dir(), &observed.deployments, booted)
+            .map_err(Error::Proc)?;
+    if let Some(only) = &args.deployment {
+        processes.retain(|process| process.deployments().contains(only));
+    }
+    let entries: Vec<ProcessEntry<'_>> = processes.iter().map(entry).collect();
+    session.answer(&entries, |_| match args.files {
+        true => show::files(&processes),
+        false => show::processes(&processes),
+    })?;
+    Ok(Exit::Done)
+}
+
+fn entry(process: &Process) -> ProcessEntry<'_> {
+    let uses = process.uses.iter().map(|held| UseEntry {
+        how: show::how(held.how),
+        path: held.path.to_string_lossy().into_owned(),
+        origin: show::origin(&held.origin).0,
+        part: show::origin(&held.origin).1,
+        deployment: held.deployment.as_ref(),
+        deleted: held.deleted,
+    });
+    ProcessEntry {
+        pid: process.pid,
+        name: &process.name,
+        deployments: process.deployments().into_iter().collect(),
+        uses: uses.collect(),
+    }
+}
+
+/// What was merged, or would be.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Merged {
+    /// Which deployment.
+    pub deployment: DeploymentName,
+    /// Its layers before, newest first.
+    pub before: Vec<LayerName>,
+    /// Its layers now.
+    pub after: Vec<LayerName>,
+    /// Nothing was changed.
+    pub dry_run: bool,
+}
+
+pub(crate) fn merge(session: &Session<'_>, args: &Merge) -> Answer {
+    let device = session.device()?;
+    let writer = device.lock("merge", session.now)?;
+    interrupt::busy();
+    let observed = Observed::look(&device)?;
+    let deployment = match &args.deployment {
+        Some(name) => {
+            observed.deployment(name).ok_or_else(|| Error::NoDeployment { name: name.clone() })?
+        }
+        None => observed.latest().ok_or(Error::NothingGood)?,
+    };
+    let before = deployment.record.stack.layers().to_vec();
+    let mut after = before.clone();
+    if before.len() > 1 && !args.dry_run {
+        varve_rootfs::stage::sweep(&device.store)?;
+        let merged = merge::merge(&device, &writer, deployment, &session.context())?;
+        after = merged.record.stack.layers().to_vec();
+    }
+    let answer =
+        Merged { deployment: deployment.name().clone(), before, after, dry_run: args.dry_run };
+    session.answer(&answer, show::merged)?;
+    Ok(Exit::Done)
+}
