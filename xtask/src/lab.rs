@@ -45,7 +45,7 @@ pub(crate) fn make_all() -> Result {
     // Only the first release needs its own generator: the kernel and the initramfs that
     // qemu gets are always the first release's.
     let dracut =
-        Pair { old: releases::old_with(Suite::Trixie, &["dracut"])?, new: trixie.new.clone() };
+        Pair { old: releases::old_with(Suite::Trixie, &[releases::DRACUT])?, new: trixie.new.clone() };
 
     let mut systems = BTreeMap::new();
     let mut add =

@@ -32,6 +32,9 @@ const PACKAGES: &[&str] = &[
 
 const KERNEL: &str = "linux-image-cloud-amd64";
 
+/// The other initramfs generator.
+pub(crate) const DRACUT: &str = "dracut";
+
 /// Times in a release do not depend on when it was made.
 const EPOCH: &str = "1760000000";
 
@@ -104,6 +107,8 @@ pub(crate) fn make_all() -> Result {
         let pair = pair(suite)?;
         println!("{}", describe(suite, &pair));
     }
+    let dracut = old_with(Suite::Trixie, &[DRACUT])?;
+    println!("{} with dracut: {}", Suite::Trixie.name(), dracut.tar.display());
     Ok(())
 }
 
