@@ -9,12 +9,13 @@
 //!   state           what outlives releases
 //! ```
 
-pub mod mount;
 pub mod collect;
 mod layer;
 pub mod layout;
 pub mod locate;
 pub mod merge;
+pub mod mount;
+mod pool;
 pub mod reconcile;
 pub mod stage;
 pub mod state;

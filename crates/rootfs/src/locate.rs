@@ -64,6 +64,30 @@ impl Locator {
         let found = self.walk.find_in(path.as_path())?;
         Ok(found.map(|(_, dir, name, stat)| (dir, name, stat)))
     }
+
+    /// Gives the inode at a path one more name; false when nothing shows there.
+    pub(crate) fn link(
+        &mut self,
+        path: &TreePath,
+        to: &Dir,
+        new: &OsStr,
+    ) -> varve_sys::Result<bool> {
+        // In a stack of one there is nothing to decide: the link itself tells.
+        let linked = match &self.names[..] {
+            [_] => match self.walk.dir(path.parent().unwrap_or_default().as_path())? {
+                Some(dir) => dir.top().hard_link(path.name(), to, new),
+                None => return Ok(false),
+            },
+            _ => match self.find(path)? {
+                Some((dir, name, _)) => dir.hard_link(name, to, new),
+                None => return Ok(false),
+            },
+        };
+        match linked {
+            Err(error) if error.is_not_found() => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
 }
 
 /// A file here that has some content.

@@ -19,8 +19,9 @@
 //! opaque marks are kept for it. Caller: the update manager.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 use varve_format::TreePath;
 use varve_format::deployment::{DeploymentRecord, FORMAT, LayerKind, LayerRecord, Stack};
@@ -29,6 +30,7 @@ use varve_format::{DeploymentName, LayerName};
 use varve_sys::task::{Cancel, Cancelled, Progress, Unit};
 use varve_sys::{Attributes, Dir, FileType, Stat, SysError, Xattrs, durable};
 
+use crate::pool::{self, Pool};
 use crate::stage::{Part, StageError, begin, write_layer_record};
 use crate::store::{Deployment, LAYER_TREE, Store, StoreError};
 use crate::verify::{Contents, Level, Report, VerifyError, verify};
@@ -55,7 +57,9 @@ pub enum MergeError {
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
     /// The deployment has no such layers.
-    #[error("deployment {name} has {layers} layers: there is no range {range:?} of two or more to fold")]
+    #[error(
+        "deployment {name} has {layers} layers: there is no range {range:?} of two or more to fold"
+    )]
     Range {
         /// Which.
         name: DeploymentName,
@@ -131,6 +135,17 @@ pub struct Counts {
     pub whiteouts: u64,
 }
 
+impl Counts {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            directories: self.directories + other.directories,
+            linked: self.linked + other.linked,
+            copied: self.copied + other.copied,
+            whiteouts: self.whiteouts + other.whiteouts,
+        }
+    }
+}
+
 /// Folds the layers `range` (0 is the newest) of a deployment's stack. The new layer
 /// shows what they showed. `created` is now, in seconds since 1970; `level` says how
 /// much of the whole is compared with the manifest before the record is replaced.
@@ -171,7 +186,10 @@ pub fn merge(
 
     let mut dirs = Vec::new();
     for name in folded {
-        dirs.push(store.layer_tree(name)?);
+        let made_here = matches!(store.layer(name)?.kind, LayerKind::Base | LayerKind::Update);
+        // Without a manifest nothing finds afterwards what was not looked at.
+        let foreign = !made_here || manifest.is_none();
+        dirs.push(Layer { dir: store.layer_tree(name)?, foreign });
     }
     let total = manifest.as_ref().map(|manifest| manifest.entries().len() as u64);
     progress.begin("merging", Unit::Paths, total);
@@ -190,7 +208,8 @@ pub fn merge(
     stack.splice(range.clone(), [record.name.clone()]);
     let report = match &manifest {
         Some(manifest) => {
-            let report = prove(store, &stack, range.start, target, manifest, level, progress, cancel)?;
+            let report =
+                prove(store, &stack, range.start, target, manifest, level, progress, cancel)?;
             if !report.is_clean() {
                 abandon(store, name_of(&deployment))?;
                 return Err(MergeError::Differs { report: Box::new(report) });
@@ -273,112 +292,169 @@ pub enum FoldError {
     },
 }
 
-/// Folds directories in overlay form (newest first) into the empty directory `target`
-/// of the same file system. `to_base` says that nothing will lie below the result, so
-/// that it needs no whiteouts and no opaque marks. Nothing is synced.
+/// A directory in overlay form that is to be folded.
+#[derive(Debug)]
+pub struct Layer {
+    /// The directory.
+    pub dir: Dir,
+    /// Whether every inode is asked for private attributes of overlayfs. A layer that
+    /// varve made from a manifest and verified has none but the opaque marks of its
+    /// directories, which are always looked at.
+    pub foreign: bool,
+}
+
+/// Folds layers (newest first) into the empty directory `target` of the same file
+/// system. `to_base` says that nothing will lie below the result, so that it needs no
+/// whiteouts and no opaque marks. Nothing is synced.
 pub fn fold(
-    layers: Vec<Dir>,
+    layers: Vec<Layer>,
     target: &Dir,
     to_base: bool,
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> std::result::Result<Counts, FoldError> {
-    let mut fold =
-        Fold { to_base, copies: HashMap::new(), top: target, counts: Counts::default(), progress, cancel };
-    let root = MergedDir::root(layers);
-    fold.directory(&root, target, &TreePath::root(), false)?;
-    Ok(fold.counts)
+    let fold = Fold {
+        to_base,
+        foreign: layers.iter().map(|layer| layer.foreign).collect(),
+        copies: Mutex::new(HashMap::new()),
+        top: target,
+        progress,
+        cancel,
+    };
+    let root = Arc::new(Pair {
+        from: MergedDir::root(layers.into_iter().map(|layer| layer.dir).collect()),
+        to: target.try_clone()?,
+        path: TreePath::root(),
+    });
+    let work = |task: Task, counts: &mut Counts, pool: &Pool<Task>| match task.below {
+        None => fold.directory(&task.pair, false, counts, pool),
+        Some((name, found)) => {
+            let Pair { from, to, path } = &*task.pair;
+            let opaque = found.cut && !from.is_cut() && !fold.to_base;
+            let pair = Arc::new(Pair {
+                from: from.enter(&name, &found)?,
+                to: to.open_dir(&name)?,
+                path: below_path(path, &name),
+            });
+            drop(task.pair);
+            fold.directory(&pair, opaque, counts, pool)
+        }
+    };
+    let parts = pool::run(Task { pair: root, below: None }, Counts::default, work)?;
+    Ok(parts.into_iter().fold(Counts::default(), Counts::plus))
+}
+
+/// A merged directory, and the new one that it becomes.
+struct Pair {
+    from: MergedDir,
+    to: Dir,
+    path: TreePath,
+}
+
+/// A directory to fill: the pair's own, or one found below it.
+struct Task {
+    pair: Arc<Pair>,
+    below: Option<(OsString, Found)>,
 }
 
 struct Fold<'a> {
     to_base: bool,
-    /// Where the copy of an inode with several names is, below `top`.
-    copies: HashMap<(u64, u64), TreePath>,
+    foreign: Vec<bool>,
+    /// Where the copy of an inode with several names is, below `top`. Held while a copy
+    /// is made, so that two names of one inode are never copied twice.
+    copies: Mutex<HashMap<(u64, u64), TreePath>>,
     top: &'a Dir,
-    counts: Counts,
     progress: &'a dyn Progress,
     cancel: &'a Cancel,
 }
 
+type Folded<T> = std::result::Result<T, FoldError>;
+
 impl Fold<'_> {
-    /// Fills `target` with what `dir` shows, then gives it `dir`'s attributes. `opaque`:
-    /// it is to hide what lies below the fold.
+    /// Makes what `pair.from` shows, directories empty, then sets its attributes: what
+    /// is made below those later does not change them. `opaque`: it is to hide what
+    /// lies below the fold.
     fn directory(
-        &mut self,
-        dir: &MergedDir,
-        target: &Dir,
-        path: &TreePath,
+        &self,
+        pair: &Arc<Pair>,
         opaque: bool,
-    ) -> std::result::Result<(), FoldError> {
+        counts: &mut Counts,
+        pool: &Pool<Task>,
+    ) -> Folded<()> {
         self.cancel.check()?;
-        let names = dir.names()?;
-        for (name, looked) in &names {
+        let Pair { from, to, path } = &**pair;
+        let names = from.names()?;
+        self.progress.advance(names.len() as u64);
+        let mut below = Vec::new();
+        for (name, looked) in names {
             match looked {
                 Looked::Nothing => {}
-                Looked::Whiteout if self.to_base || dir.is_cut() => {}
+                Looked::Whiteout if self.to_base || from.is_cut() || opaque => {}
                 Looked::Whiteout => {
-                    target.whiteout(name)?;
-                    self.counts.whiteouts += 1;
+                    to.whiteout(&name)?;
+                    counts.whiteouts += 1;
                 }
                 Looked::Found(found) if found.stat.is_dir() => {
-                    target.mkdir(name, 0o700)?;
-                    let below = dir.enter(name, found)?;
-                    let opaque = found.cut && !dir.is_cut() && !self.to_base;
-                    let path = below_path(path, name);
-                    self.directory(&below, &target.open_dir(name)?, &path, opaque)?;
+                    to.mkdir(&name, 0o700)?;
+                    below.push((name, found));
                 }
-                Looked::Found(found) => self.inode(dir, name, found, target, path)?,
+                Looked::Found(found) => self.inode(pair, &name, &found, counts)?,
             }
         }
-        self.progress.advance(names.len() as u64);
-        self.counts.directories += 1;
-        let top = &dir.parts()[0];
+        counts.directories += 1;
+        let top = &from.parts()[0];
         let mut xattrs = self.xattrs(&top.dir, OsStr::new("."), top.layer, path, true)?.kept;
         if opaque {
             xattrs.push((OPAQUE.into(), (*b"y").into()));
         }
-        let stat = top.dir.stat(".")?;
-        Ok(target.set_attributes(".", &attributes(&stat, &xattrs))?)
+        to.set_attributes(".", &attributes(&top.dir.stat(".")?, &xattrs))?;
+        for below in below {
+            pool.push(Task { pair: pair.clone(), below: Some(below) });
+        }
+        Ok(())
     }
 
-    fn inode(
-        &mut self,
-        dir: &MergedDir,
-        name: &OsStr,
-        found: &Found,
-        target: &Dir,
-        path: &TreePath,
-    ) -> std::result::Result<(), FoldError> {
-        let holder = dir.holder(found);
-        let layer = dir.parts()[found.part].layer;
-        let stat = &found.stat;
+    fn inode(&self, pair: &Pair, name: &OsStr, found: &Found, counts: &mut Counts) -> Folded<()> {
+        let holder = pair.from.holder(found);
+        let layer = pair.from.parts()[found.part].layer;
+        let path = || below_path(&pair.path, name);
         // A symbolic link, device or fifo may carry overlayfs's marks as well.
-        let attributes_of = self.xattrs(holder, name, layer, &below_path(path, name), false)?;
-        if attributes_of.dropped == 0 {
-            match holder.hard_link(name, target, name) {
+        let own = match self.foreign[layer] {
+            true => Some(self.xattrs(holder, name, layer, &path(), false)?),
+            false => None,
+        };
+        if own.as_ref().is_none_or(|own| own.dropped == 0) {
+            match holder.hard_link(name, &pair.to, name) {
                 Ok(()) => {
-                    self.counts.linked += 1;
+                    counts.linked += 1;
                     return Ok(());
                 }
                 Err(error) if error.is_too_many_links() => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        self.copy(holder, name, stat, &attributes_of.kept, target, path)
+        let own = match own {
+            Some(own) => own,
+            None => self.xattrs(holder, name, layer, &path(), false)?,
+        };
+        self.copy(holder, name, &found.stat, &own.kept, &pair.to, path(), counts)
     }
 
     /// Copies one inode, and keeps the names that it has in the fold together.
+    #[expect(clippy::too_many_arguments, reason = "what is copied, and to where")]
     fn copy(
-        &mut self,
+        &self,
         holder: &Dir,
         name: &OsStr,
         stat: &Stat,
         xattrs: &Xattrs,
         target: &Dir,
-        path: &TreePath,
-    ) -> std::result::Result<(), FoldError> {
+        path: TreePath,
+        counts: &mut Counts,
+    ) -> Folded<()> {
         let inode = (stat.device, stat.inode);
-        if let Some(first) = self.copies.get(&inode) {
+        let mut copies = self.copies.lock().expect("no copy panics");
+        if let Some(first) = copies.get(&inode) {
             let parent = self.top.open_dir(first.parent().expect("a name").as_path())?;
             match parent.hard_link(first.name(), target, name) {
                 Ok(()) => return Ok(()),
@@ -386,7 +462,7 @@ impl Fold<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.counts.copied += 1;
+        counts.copied += 1;
         let attributes = attributes(stat, xattrs);
         match stat.file_type() {
             FileType::RegularFile => {
@@ -404,7 +480,7 @@ impl Fold<'_> {
             }
         }
         if stat.links > 1 {
-            self.copies.insert(inode, below_path(path, name));
+            copies.insert(inode, path);
         }
         Ok(())
     }
@@ -418,14 +494,15 @@ impl Fold<'_> {
         layer: usize,
         path: &TreePath,
         is_dir: bool,
-    ) -> std::result::Result<Filtered, FoldError> {
+    ) -> Folded<Filtered> {
         let all = dir.xattrs(name)?;
         let before = all.len();
         let mut kept = Xattrs::new();
         for (name, value) in all {
+            let known = |private| DROPPED.contains(&private) && (is_dir || private != b"opaque");
             match name.strip_prefix(PRIVATE) {
                 None => kept.push((name, value)),
-                Some(private) if DROPPED.contains(&private) && (is_dir || private != b"opaque") => {}
+                Some(private) if known(private) => {}
                 Some(_) => {
                     let name = String::from_utf8_lossy(&name).into_owned();
                     return Err(FoldError::Refused { layer, path: path.clone(), name });
@@ -442,13 +519,7 @@ struct Filtered {
 }
 
 fn attributes<'a>(stat: &Stat, xattrs: &'a Xattrs) -> Attributes<'a> {
-    Attributes {
-        mode: stat.mode & 0o7777,
-        uid: stat.uid,
-        gid: stat.gid,
-        mtime: stat.mtime,
-        xattrs,
-    }
+    Attributes { mode: stat.mode & 0o7777, uid: stat.uid, gid: stat.gid, mtime: stat.mtime, xattrs }
 }
 
 /// A path for messages and for finding a copy again. The kernel gave the name; only a

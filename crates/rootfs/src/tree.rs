@@ -4,7 +4,7 @@
 //! 1. directories, in order                       one thread, each opened once
 //! 2. files, links, devices, in chunks            two threads, each with its own walks
 //! 3. whiteouts; further names of hard links      one thread
-//! 4. attributes of the directories, last first   what is made in them changes their times
+//! 4. attributes of the directories               last: what is made in them changes times
 //! ```
 //!
 //! A file gets its inode in this order: one more name of the base's; the one in
@@ -23,13 +23,13 @@ use varve_sys::{Attributes, Dir, SysError, Walk};
 
 use crate::layout::{Source, StagePlan, Step};
 use crate::locate::Locator;
+use crate::pool::THREADS;
 use crate::stage::StageError;
 use crate::store::Store;
 use crate::view::OPAQUE;
 
 /// Entries that a thread takes at a time: near each other, so that its walks stay put.
 const CHUNK: usize = 256;
-const THREADS: usize = 2;
 
 type Result<T> = std::result::Result<T, StageError>;
 
@@ -84,27 +84,41 @@ impl Build<'_> {
     }
 
     fn inodes(&self) -> Result<()> {
+        self.in_chunks(
+            || Maker::new(self),
+            |maker, chunk| {
+                for step in chunk {
+                    maker.make(step)?;
+                }
+                self.progress.advance(chunk.len() as u64);
+                Ok(())
+            },
+        )
+    }
+
+    /// Lets threads take chunks of the steps, in order, each with a context of its own.
+    fn in_chunks<C>(
+        &self,
+        context: impl Fn() -> Result<C> + Sync,
+        work: impl Fn(&mut C, &[Step]) -> Result<()> + Sync,
+    ) -> Result<()> {
         let steps = &self.plan.steps;
         let next = AtomicUsize::new(0);
         let failed = AtomicBool::new(false);
-        let work = || -> Result<()> {
-            let mut maker = Maker::new(self)?;
+        let thread = || -> Result<()> {
+            let mut context = context()?;
             while !failed.load(Ordering::Relaxed) {
                 let start = next.fetch_add(CHUNK, Ordering::Relaxed);
                 if start >= steps.len() {
                     break;
                 }
                 self.cancel.check()?;
-                let chunk = &steps[start..(start + CHUNK).min(steps.len())];
-                for step in chunk {
-                    maker.make(step)?;
-                }
-                self.progress.advance(chunk.len() as u64);
+                work(&mut context, &steps[start..(start + CHUNK).min(steps.len())])?;
             }
             Ok(())
         };
         std::thread::scope(|scope| {
-            let guarded = || work().inspect_err(|_| failed.store(true, Ordering::Relaxed));
+            let guarded = || thread().inspect_err(|_| failed.store(true, Ordering::Relaxed));
             let others: Vec<_> = (1..THREADS).map(|_| scope.spawn(guarded)).collect();
             let mut result = guarded();
             for other in others {
@@ -137,19 +151,24 @@ impl Build<'_> {
         Ok(())
     }
 
+    /// Nothing is made after this, so the order does not matter.
     fn directory_attributes(&self) -> Result<()> {
-        let mut walk = self.walk()?;
-        for step in self.plan.steps.iter().rev() {
-            let entry = self.entry(step);
-            if entry.kind == Kind::Directory {
-                let dir = walk.dir(entry.path.as_path())?;
-                if self.plan.shape.opaque.binary_search(&step.at).is_ok() {
-                    dir.set_xattr(".", OPAQUE, b"y")?;
+        self.in_chunks(
+            || self.walk(),
+            |walk, chunk| {
+                for step in chunk {
+                    let entry = self.entry(step);
+                    if entry.kind == Kind::Directory {
+                        let dir = walk.dir(entry.path.as_path())?;
+                        if self.plan.shape.opaque.binary_search(&step.at).is_ok() {
+                            dir.set_xattr(".", OPAQUE, b"y")?;
+                        }
+                        dir.set_attributes(".", &attributes(&entry.meta))?;
+                    }
                 }
-                dir.set_attributes(".", &attributes(&entry.meta))?;
-            }
-        }
-        Ok(())
+                Ok(())
+            },
+        )
     }
 }
 
@@ -235,14 +254,14 @@ fn link_or_copy(
     name: &std::ffi::OsStr,
     entry: &Entry,
 ) -> Result<()> {
-    let missing = || StageError::SourceGone { path: from.clone() };
-    let (source, source_name, _) = base.find(from)?.ok_or_else(missing)?;
-    match source.hard_link(source_name, dir, name) {
+    match base.link(from, dir, name) {
         // The inode has as many names as it may: a copy is as good.
         Err(error) if error.is_too_many_links() || error.is_other_file_system() => {
             copy(base, from, dir, name, &entry.meta)
         }
-        other => Ok(other?),
+        Ok(true) => Ok(()),
+        Ok(false) => Err(StageError::SourceGone { path: from.clone() }),
+        Err(error) => Err(error.into()),
     }
 }
 

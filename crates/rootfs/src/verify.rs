@@ -3,7 +3,8 @@
 //! ```text
 //! MergedDir (a tree, or layers as their mount would show them)   Manifest
 //!        names, sorted by bytes  ----------- side by side ------- entries, same order
-//!              '- contents, when asked for: opened here, read by two threads
+//!              '- contents, when asked for
+//! two threads, a directory or a content at a time; which names share an inode: at the end
 //! ```
 //!
 //! What is compared: that every path is there and no other, types, modes, owners, times
@@ -11,14 +12,14 @@
 //! not, targets, device numbers, lengths, contents. A difference is data, not an error:
 //! an error means that it could not be found out. Callers: stage, merge, `varve fsck`.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::Arc;
 
 use varve_format::manifest::Manifest;
 use varve_format::tree::{Entry, Kind, Metadata};
@@ -27,13 +28,13 @@ use varve_format::{ContentDigest, TreePath};
 use varve_sys::task::{Cancel, Cancelled, Progress, Unit};
 use varve_sys::{Dir, FileType, Stat, SysError};
 
-use crate::view::{Looked, MergedDir, OPAQUE};
+use crate::pool::{self, Pool};
+use crate::view::{Found, Looked, MergedDir, OPAQUE};
 
 /// So many differences are kept; the rest is counted.
 pub const MAX_DIFFERENCES: usize = 200;
-/// Files that wait, open, for a reader.
+/// With so many tasks that wait, a file is read at once and not left, open, to another.
 const QUEUE: usize = 64;
-const READERS: usize = 2;
 const BUFFER: usize = 256 << 10;
 
 /// How much is compared. Each level holds all of the one before.
@@ -74,7 +75,7 @@ pub enum VerifyError {
 /// What was compared, and what differs.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// The first [`MAX_DIFFERENCES`], in the order of paths; contents after the rest.
+    /// [`MAX_DIFFERENCES`] of them at most, in the order of paths.
     pub differences: Vec<Difference>,
     /// How many differ in all.
     pub count: u64,
@@ -91,6 +92,14 @@ impl Report {
     /// Whether nothing differs.
     pub fn is_clean(&self) -> bool {
         self.count == 0
+    }
+
+    fn take(&mut self, other: Self) {
+        self.differences.extend(other.differences);
+        self.count += other.count;
+        self.paths += other.paths;
+        self.files_read += other.files_read;
+        self.bytes_read += other.bytes_read;
     }
 
     fn add(&mut self, path: &TreePath, what: What) {
@@ -249,117 +258,117 @@ pub(crate) fn verify_all(
     cancel: &Cancel,
 ) -> Result<Report, VerifyError> {
     progress.begin("verifying", Unit::Paths, Some(manifest.entries().len() as u64));
-    let (queue, waiting) = sync_channel::<Waiting<'_>>(QUEUE);
-    let waiting = Mutex::new(waiting);
-    let result = std::thread::scope(|scope| {
-        let readers: Vec<_> = match read {
-            Contents::Nothing => Vec::new(),
-            _ => (0..READERS).map(|_| scope.spawn(|| read_all(&waiting, limit, cancel))).collect(),
-        };
-        let mut check = Check {
-            manifest,
-            read,
-            queue,
-            links: HashMap::new(),
-            report: Report { limit, ..Report::default() },
-            progress,
-            cancel,
-        };
-        let checked = check.whole(layers);
-        let Check { queue, mut report, .. } = check;
-        // The readers end when nobody can send any more.
-        drop(queue);
-        for reader in readers {
-            let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            report.files_read += read.files;
-            report.bytes_read += read.bytes;
-            report.count += read.more;
-            for (path, what) in read.differences {
-                report.add(path, what);
-            }
-        }
-        checked?;
-        cancel.check()?;
-        Ok(report)
-    });
+    let check = Check { manifest, read, progress, cancel };
+    let root = Task::Directory { dir: Arc::new(MergedDir::root(layers)), below: None, at: 0 };
+    let context = || Seen { report: Report { limit, ..Report::default() }, ..Seen::default() };
+    let seen = pool::run(root, context, |task, seen, pool| check.task(task, seen, pool))?;
+    let mut report = Report { limit, ..Report::default() };
+    let mut inodes = Vec::new();
+    for part in seen {
+        report.take(part.report);
+        inodes.extend(part.inodes);
+    }
+    check.names_of_inodes(inodes, &mut report);
+    report.differences.sort_by(|a, b| a.path.cmp(&b.path));
+    report.differences.truncate(limit);
     progress.end();
-    result
+    Ok(report)
 }
 
-/// A file that is to be read: open, and what it should hold.
-struct Waiting<'a> {
-    file: File,
-    path: &'a TreePath,
-    digest: ContentDigest,
+enum Task {
+    /// A directory that is entry `at`: `dir` itself, or what was found `below` it.
+    Directory { dir: Arc<MergedDir>, below: Option<(OsString, Found)>, at: usize },
+    /// The content of entry `at`.
+    Content { file: File, at: usize },
+}
+
+/// What one thread saw.
+#[derive(Default)]
+struct Seen {
+    report: Report,
+    /// Inodes that have or should have several names: device, number, entry.
+    inodes: Vec<(u64, u64, u32)>,
+    buffer: Vec<u8>,
 }
 
 struct Check<'a> {
     manifest: &'a Manifest,
     read: Contents<'a>,
-    queue: SyncSender<Waiting<'a>>,
-    /// Which entry has this inode (device, number), for inodes with several names.
-    links: HashMap<(u64, u64), usize>,
-    report: Report,
     progress: &'a dyn Progress,
     cancel: &'a Cancel,
 }
 
 type Result<T, E = VerifyError> = std::result::Result<T, E>;
 
-impl<'a> Check<'a> {
-    fn whole(&mut self, layers: Vec<Dir>) -> Result<()> {
-        let root = MergedDir::root(layers);
-        let entry = &self.manifest.entries()[0];
-        let stat = root.top().stat(".")?;
-        self.attributes(root.top(), OsStr::new("."), &stat, entry, entry)?;
-        self.directory(&root, 0)
+impl Check<'_> {
+    fn task(&self, task: Task, seen: &mut Seen, pool: &Pool<Task>) -> Result<()> {
+        self.cancel.check()?;
+        match task {
+            Task::Content { file, at } => self.content(&file, at, seen),
+            Task::Directory { dir, below: Some((name, found)), at } => {
+                let below = Arc::new(dir.enter(&name, &found)?);
+                drop(dir);
+                self.directory(&below, at, seen, pool)?;
+            }
+            Task::Directory { dir, below: None, at } => {
+                let entry = &self.manifest.entries()[at];
+                let stat = dir.top().stat(".")?;
+                seen.report.paths += 1;
+                attributes(dir.top(), OsStr::new("."), &stat, entry, &mut seen.report)?;
+                self.directory(&dir, at, seen, pool)?;
+            }
+        }
+        Ok(())
     }
 
-    /// Compares what stands in the directory of entry `at`, and below.
-    fn directory(&mut self, dir: &MergedDir, at: usize) -> Result<()> {
-        self.cancel.check()?;
+    /// Compares what stands in the directory of entry `at`.
+    fn directory(
+        &self,
+        dir: &Arc<MergedDir>,
+        at: usize,
+        seen: &mut Seen,
+        pool: &Pool<Task>,
+    ) -> Result<()> {
         let mut next = at + 1;
         let end = self.subtree_end(at);
-        let names = dir.names()?;
-        let mut shown = names.iter().filter_map(|(name, looked)| match looked {
+        let names = dir.names()?.into_iter().filter_map(|(name, looked)| match looked {
             Looked::Found(found) => Some((name, found)),
             _ => None,
         });
-        let mut found = shown.next();
-        let before = self.report.paths;
-        while next < end || found.is_some() {
+        let mut names = names.peekable();
+        let before = seen.report.paths;
+        while next < end || names.peek().is_some() {
             let entry = (next < end).then(|| &self.manifest.entries()[next]);
-            let order = match (found, entry) {
-                (Some((name, _)), Some(entry)) => {
-                    name.as_bytes().cmp(entry.path.name().as_bytes())
-                }
-                (Some(_), None) => std::cmp::Ordering::Less,
-                _ => std::cmp::Ordering::Greater,
+            let order = match (names.peek(), entry) {
+                (Some((name, _)), Some(entry)) => name.as_bytes().cmp(entry.path.name().as_bytes()),
+                (Some(_), None) => Ordering::Less,
+                _ => Ordering::Greater,
             };
-            match (order, found, entry) {
-                (std::cmp::Ordering::Less, Some((name, _)), _) => {
+            match (order, entry) {
+                (Ordering::Equal, Some(entry)) => {
+                    let (name, found) = names.next().expect("compared");
+                    self.entry(dir.holder(&found), &name, &found.stat, next, seen, pool)?;
+                    let both = entry.kind == Kind::Directory && found.stat.is_dir();
+                    let (dir, at) = (dir.clone(), next);
+                    next = self.subtree_end(next);
+                    if both {
+                        pool.push(Task::Directory { dir, below: Some((name, found)), at });
+                    }
+                }
+                (Ordering::Greater, Some(entry)) => {
+                    seen.report.add(&entry.path, What::Missing);
+                    next = self.subtree_end(next);
+                }
+                _ => {
+                    let (name, _) = names.next().expect("one side has something left");
                     let here = &self.manifest.entries()[at].path;
                     // A name that no manifest could hold is shown by its directory.
                     let path = here.join(name.as_bytes()).unwrap_or_else(|_| here.clone());
-                    self.report.add(&path, What::Extra);
-                    found = shown.next();
+                    seen.report.add(&path, What::Extra);
                 }
-                (std::cmp::Ordering::Equal, Some((name, what)), Some(entry)) => {
-                    self.entry(dir.holder(what), name, &what.stat, next)?;
-                    if entry.kind == Kind::Directory && what.stat.is_dir() {
-                        self.directory(&dir.enter(name, what)?, next)?;
-                    }
-                    next = self.subtree_end(next);
-                    found = shown.next();
-                }
-                (_, _, Some(entry)) => {
-                    self.report.add(&entry.path, What::Missing);
-                    next = self.subtree_end(next);
-                }
-                _ => unreachable!("one side has something left"),
             }
         }
-        self.progress.advance(self.report.paths - before);
+        self.progress.advance(seen.report.paths - before);
         Ok(())
     }
 
@@ -372,127 +381,144 @@ impl<'a> Check<'a> {
         at + 1 + entries[at + 1..].partition_point(|e| e.path.starts_with(&entries[at].path))
     }
 
-    fn entry(&mut self, dir: &Dir, name: &OsStr, stat: &Stat, at: usize) -> Result<()> {
-        let manifest = self.manifest;
-        let entry = &manifest.entries()[at];
-        let inode = manifest.inode(entry);
-        let found = word(stat);
-        if found != inode.kind.word() {
-            let expected = inode.kind.word();
-            self.report.paths += 1;
-            self.report.add(&entry.path, What::Kind { expected, found });
-            return Ok(());
-        }
-        if !stat.is_dir() {
-            self.names_of_inode(stat, at);
-        }
-        if matches!(entry.kind, Kind::HardLink { .. }) {
-            self.report.paths += 1;
-            let torn = matches!(
-                self.report.differences.last(),
-                Some(Difference { path, what: What::Torn { .. } }) if *path == entry.path
-            );
-            // The same inode was compared under its first name.
-            if !torn {
-                return Ok(());
-            }
-        }
-        self.attributes(dir, name, stat, entry, inode)?;
-        self.contents(dir, name, stat, at, inode)
-    }
-
-    fn names_of_inode(&mut self, stat: &Stat, at: usize) {
-        let entry = &self.manifest.entries()[at];
-        let inode = (stat.device, stat.inode);
-        let known = (stat.links > 1).then(|| self.links.get(&inode).copied()).flatten();
-        match &entry.kind {
-            Kind::HardLink { target } => {
-                let first = known.map(|first| &self.manifest.entries()[first].path);
-                if first != Some(target) {
-                    self.report.add(&entry.path, What::Torn { from: target.clone() });
-                }
-            }
-            _ => match known {
-                Some(other) => {
-                    let with = self.manifest.entries()[other].path.clone();
-                    self.report.add(&entry.path, What::Joined { with });
-                }
-                None if stat.links > 1 => {
-                    self.links.insert(inode, at);
-                }
-                None => {}
-            },
-        }
-    }
-
-    fn attributes(
-        &mut self,
-        dir: &Dir,
-        name: &OsStr,
-        stat: &Stat,
-        entry: &Entry,
-        inode: &Entry,
-    ) -> Result<()> {
-        if !matches!(entry.kind, Kind::HardLink { .. }) {
-            self.report.paths += 1;
-        }
-        let meta = &inode.meta;
-        let report = &mut self.report;
-        // Linux gives every symbolic link mode 0777.
-        if stat.mode & 0o7777 != meta.mode && stat.file_type() != FileType::Symlink {
-            let found = stat.mode & 0o7777;
-            report.add(&entry.path, What::Mode { expected: meta.mode, found });
-        }
-        if (stat.uid, stat.gid) != (meta.uid, meta.gid) {
-            let (expected, found) = ((meta.uid, meta.gid), (stat.uid, stat.gid));
-            report.add(&entry.path, What::Owner { expected, found });
-        }
-        let expected = (meta.mtime.seconds, meta.mtime.nanoseconds);
-        if stat.mtime != expected {
-            report.add(&entry.path, What::Time { expected, found: stat.mtime });
-        }
-        for name in wrong_xattrs(dir, name, stat, meta)? {
-            self.report.add(&entry.path, What::Xattr { name });
-        }
-        Ok(())
-    }
-
-    fn contents(
-        &mut self,
+    fn entry(
+        &self,
         dir: &Dir,
         name: &OsStr,
         stat: &Stat,
         at: usize,
-        inode: &Entry,
+        seen: &mut Seen,
+        pool: &Pool<Task>,
     ) -> Result<()> {
-        let path = &self.manifest.entries()[at].path;
-        match &inode.kind {
+        let entry = &self.manifest.entries()[at];
+        let expected = self.manifest.inode(entry).kind.word();
+        let found = word(stat);
+        seen.report.paths += 1;
+        if found != expected {
+            seen.report.add(&entry.path, What::Kind { expected, found });
+            return Ok(());
+        }
+        let further_name = matches!(entry.kind, Kind::HardLink { .. });
+        if !stat.is_dir() && (stat.links > 1 || further_name) {
+            seen.inodes.push((stat.device, stat.inode, at as u32));
+        }
+        // A further name is either the same inode, or torn from it and reported as that.
+        if further_name {
+            return Ok(());
+        }
+        attributes(dir, name, stat, entry, &mut seen.report)?;
+        let report = &mut seen.report;
+        match &entry.kind {
             Kind::Regular { size, .. } if *size != stat.size => {
                 let (expected, found) = (*size, stat.size);
-                self.report.add(path, What::Size { expected, found });
+                report.add(&entry.path, What::Size { expected, found });
             }
-            Kind::Regular { size, digest } if *size > 0 => {
-                let wanted = match self.read {
-                    Contents::Nothing => false,
-                    Contents::Only(indices) => indices.binary_search(&(at as u32)).is_ok(),
-                    Contents::Everything => true,
-                };
-                if wanted {
-                    let file = dir.open_file(name)?;
-                    // Nobody takes it once the readers were cancelled; that is told later.
-                    let _ = self.queue.send(Waiting { file, path, digest: *digest });
+            Kind::Regular { size, .. } if *size > 0 && self.is_read(at) => {
+                let file = dir.open_file(name)?;
+                if pool.waiting() < QUEUE {
+                    pool.push(Task::Content { file, at });
+                } else {
+                    self.content(&file, at, seen);
                 }
             }
             Kind::Symlink { target } if dir.read_link(name)?[..] != **target => {
-                self.report.add(path, What::Target);
+                report.add(&entry.path, What::Target);
             }
             Kind::CharDevice(device) | Kind::BlockDevice(device) if device.0 != stat.special => {
-                self.report.add(path, What::Device);
+                report.add(&entry.path, What::Device);
             }
             _ => {}
         }
         Ok(())
     }
+
+    fn is_read(&self, at: usize) -> bool {
+        match self.read {
+            Contents::Nothing => false,
+            Contents::Only(indices) => indices.binary_search(&(at as u32)).is_ok(),
+            Contents::Everything => true,
+        }
+    }
+
+    fn content(&self, file: &File, at: usize, seen: &mut Seen) {
+        let entry = &self.manifest.entries()[at];
+        let Kind::Regular { digest: expected, .. } = entry.kind else {
+            unreachable!("only files are read")
+        };
+        seen.buffer.resize(BUFFER, 0);
+        seen.report.files_read += 1;
+        match hash_file(file, &mut seen.buffer) {
+            Ok((found, bytes)) => {
+                seen.report.bytes_read += bytes;
+                if found != expected {
+                    seen.report.add(&entry.path, What::Content { expected, found });
+                }
+            }
+            Err(error) => {
+                seen.report.add(&entry.path, What::Unreadable { why: error.to_string() });
+            }
+        }
+    }
+
+    /// Compares which names share an inode with which should.
+    fn names_of_inodes(&self, mut inodes: Vec<(u64, u64, u32)>, report: &mut Report) {
+        let entries = self.manifest.entries();
+        inodes.sort_unstable_by_key(|(_, _, at)| *at);
+        let inode_of = |at: usize| {
+            let found = inodes.binary_search_by_key(&(at as u32), |(_, _, at)| *at).ok()?;
+            Some((inodes[found].0, inodes[found].1))
+        };
+        let mut first: HashMap<(u64, u64), usize> = HashMap::new();
+        for &(device, number, at) in &inodes {
+            let inode = (device, number);
+            let entry = &entries[at as usize];
+            match &entry.kind {
+                Kind::HardLink { target } => {
+                    let holder = self.manifest.index(target).and_then(inode_of);
+                    if holder != Some(inode) {
+                        report.add(&entry.path, What::Torn { from: target.clone() });
+                    }
+                }
+                _ => match first.entry(inode) {
+                    std::collections::hash_map::Entry::Vacant(place) => {
+                        place.insert(at as usize);
+                    }
+                    std::collections::hash_map::Entry::Occupied(other) => {
+                        let with = entries[*other.get()].path.clone();
+                        report.add(&entry.path, What::Joined { with });
+                    }
+                },
+            }
+        }
+    }
+}
+
+/// Compares mode, owner, time and extended attributes.
+fn attributes(
+    dir: &Dir,
+    name: &OsStr,
+    stat: &Stat,
+    entry: &Entry,
+    report: &mut Report,
+) -> Result<()> {
+    let meta = &entry.meta;
+    // Linux gives every symbolic link mode 0777.
+    if stat.mode & 0o7777 != meta.mode && stat.file_type() != FileType::Symlink {
+        let found = stat.mode & 0o7777;
+        report.add(&entry.path, What::Mode { expected: meta.mode, found });
+    }
+    if (stat.uid, stat.gid) != (meta.uid, meta.gid) {
+        let (expected, found) = ((meta.uid, meta.gid), (stat.uid, stat.gid));
+        report.add(&entry.path, What::Owner { expected, found });
+    }
+    let expected = (meta.mtime.seconds, meta.mtime.nanoseconds);
+    if stat.mtime != expected {
+        report.add(&entry.path, What::Time { expected, found: stat.mtime });
+    }
+    for name in wrong_xattrs(dir, name, stat, meta)? {
+        report.add(&entry.path, What::Xattr { name });
+    }
+    Ok(())
 }
 
 /// The names of the attributes that differ. The opaque mark of a layer's directory is
@@ -525,54 +551,6 @@ fn word(stat: &Stat) -> &'static str {
         FileType::Fifo => "fifo",
         FileType::Socket => "socket",
         FileType::Unknown => "thing of an unknown type",
-    }
-}
-
-#[derive(Default)]
-struct ReadReport<'a> {
-    files: u64,
-    bytes: u64,
-    differences: Vec<(&'a TreePath, What)>,
-    /// Differences that were not kept.
-    more: u64,
-}
-
-impl<'a> ReadReport<'a> {
-    fn add(&mut self, path: &'a TreePath, what: What, limit: usize) {
-        if self.differences.len() < limit {
-            self.differences.push((path, what));
-        } else {
-            self.more += 1;
-        }
-    }
-}
-
-fn read_all<'a>(
-    waiting: &Mutex<Receiver<Waiting<'a>>>,
-    limit: usize,
-    cancel: &Cancel,
-) -> ReadReport<'a> {
-    let mut report = ReadReport::default();
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let next = waiting.lock().expect("no reader panics with the lock").recv();
-        let Ok(Waiting { file, path, digest }) = next else { return report };
-        if cancel.is_cancelled() {
-            // Emptied, not left: the sender must never wait for nobody.
-            continue;
-        }
-        report.files += 1;
-        match hash_file(&file, &mut buffer) {
-            Ok((found, bytes)) => {
-                report.bytes += bytes;
-                if found != digest {
-                    report.add(path, What::Content { expected: digest, found }, limit);
-                }
-            }
-            Err(error) => {
-                report.add(path, What::Unreadable { why: error.to_string() }, limit);
-            }
-        }
     }
 }
 

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 use varve_format::TreePath;
 use varve_format::manifest::Manifest;
-use varve_rootfs::merge::{FoldError, fold};
-use varve_sys::task::{Cancel, Silent};
+use varve_rootfs::merge::{FoldError, Layer as Folding, fold};
 use varve_sys::Dir;
+use varve_sys::task::{Cancel, Silent};
 use varve_testkit::tree::{NAMES, Node, Tree, materialise, node, place, scan};
 
 /// What overlayfs gives a meaning, put into a layer after its tree.
@@ -89,7 +89,8 @@ impl Layers {
     fn fold(&self, names: &[PathBuf], to_base: bool) -> PathBuf {
         let folded = PathBuf::from("folded");
         let target = self.dir.make_dir(&folded, 0o700).unwrap();
-        let dirs = names.iter().map(|name| self.dir.open_dir(name).unwrap()).collect();
+        let open = |name| Folding { dir: self.dir.open_dir(name).unwrap(), foreign: true };
+        let dirs = names.iter().map(open).collect();
         fold(dirs, &target, to_base, &Silent, &Cancel::new()).unwrap();
         folded
     }
@@ -171,8 +172,10 @@ fn what_means_something_elsewhere_is_refused() {
         two.mkdir("d", 0o755).unwrap();
         two.set_xattr("d", format!("trusted.overlay.{name}").as_bytes(), b"x").unwrap();
         let target = dir.make_dir("3", 0o755).unwrap();
-        let error = fold(vec![one, two], &target, true, &Silent, &Cancel::new()).unwrap_err();
-        let expected = format!("/d has the attribute trusted.overlay.{name}, which cannot be folded");
+        let layers = [one, two].map(|dir| Folding { dir, foreign: true }).into();
+        let error = fold(layers, &target, true, &Silent, &Cancel::new()).unwrap_err();
+        let expected =
+            format!("/d has the attribute trusted.overlay.{name}, which cannot be folded");
         assert!(matches!(error, FoldError::Refused { layer: 1, .. }));
         assert_eq!(error.to_string(), expected);
     }
