@@ -22,6 +22,7 @@ use crate::config::{self, Config, Source};
 use crate::device::{self, Device, Places};
 use crate::error::{Error, Result};
 use crate::history::{self, Event, Record};
+use crate::observe::Observed;
 use crate::selection;
 use crate::upgrade::{self, Context, Prepared};
 
@@ -94,12 +95,20 @@ pub fn init(places: Places, init: &Init<'_>, context: &Context<'_>) -> Result<Ma
         Some((text, _)) => text.to_owned(),
         None => made_up(&init.sources, &device.config.state),
     };
-    let Prepared::Ready(ready) = prepared else {
-        // Without a selection there is no latest, so there is always something to take.
-        return Err(Error::NothingGood);
+    let (deployment, release, fetched) = match prepared {
+        Prepared::Ready(ready) => {
+            let release = ready.plan.release.name.to_string();
+            let (deployment, fetched) = ready.stage_only(&device, &writer, context)?;
+            (deployment, release, fetched)
+        }
+        // Cut just before the selection was written: the deployment is here, and good.
+        Prepared::UpToDate { .. } => {
+            let observed = Observed::look(&device)?;
+            let there = observed.latest().ok_or(Error::NothingGood)?.clone();
+            let release = there.record.release.as_ref().map(|release| release.name.to_string());
+            (there, release.unwrap_or_default(), 0)
+        }
     };
-    let release = ready.plan.release.name.to_string();
-    let (deployment, fetched) = ready.stage_only(&device, &writer, context)?;
     let config_installed = install_config(&device.store, &deployment, &installed)?;
     device.store.mark_confirmed(deployment.name())?;
     let selection = transition::promote(None, deployment.name(), None)?;
