@@ -7,6 +7,7 @@
 //! disk       real file systems: made, mounted, checked
 //! scenario   what happens on the disk, and what must hold after a cut
 //!   primitives   the durable functions themselves
+//!   lives        upgrade, trial, roll back, merge ...: on machine and releases
 //! run        records once, judges thousands of states, goes into recoveries again
 //! kept       a failing state as one file
 //! faults     the safety steps taken out one by one: each must be noticed
@@ -23,8 +24,11 @@ mod error;
 #[cfg(feature = "faults")]
 pub mod faults;
 pub mod kept;
+pub mod lives;
 pub mod log;
+pub mod machine;
 pub mod primitives;
+pub mod releases;
 pub mod run;
 pub mod scenario;
 pub mod states;

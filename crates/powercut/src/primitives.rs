@@ -14,7 +14,7 @@ use serde_json::Value;
 use varve_sys::{Dir, SysError, durable};
 
 use crate::error::chain;
-use crate::scenario::{Before, Finding, Mark, Scenario, Site};
+use crate::scenario::{Before, Finding, Mark, Scenario, SharedMark, Site};
 
 const ROUNDS: u64 = 5;
 const LIMIT: u64 = 1 << 20;
@@ -177,9 +177,9 @@ impl Scenario for Primitives {
         Ok(Value::Null)
     }
 
-    fn run(&self, site: &Site, _: &Value, mark: Mark<'_>) -> Result<(), String> {
+    fn run(&self, site: &Site, _: &Value, mark: SharedMark) -> Result<(), String> {
         let at = Place::open(&site.disk).map_err(words)?;
-        (1..=ROUNDS).try_for_each(|number| round(&at, number, mark)).map_err(words)
+        (1..=ROUNDS).try_for_each(|number| round(&at, number, &*mark)).map_err(words)
     }
 
     fn look(&self, site: &Site, before: &Before) -> Vec<Finding> {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 
@@ -19,7 +19,7 @@ use crate::disk::{FileSystem, copy_image};
 use crate::error::{Result, RigError};
 use crate::kept::{self, About};
 use crate::log::Log;
-use crate::scenario::{Before, Finding, Mark, Scenario, Site, below};
+use crate::scenario::{Before, Finding, Scenario, SharedMark, Site, below};
 use crate::states::{State, Timeline, plan};
 
 /// Of so many states one is looked over by the file system's own checker too.
@@ -124,7 +124,7 @@ impl Case<'_> {
         let facts = self.scenario.prepare(&site).map_err(self.error("preparing"))?;
         mounted.unmount()?;
         let before = Before { facts, marks: Vec::new() };
-        let run = |before: &Before, mark: Mark<'_>| {
+        let run = |before: &Before, mark: SharedMark| {
             let done = self.scenario.run(&site, &before.facts, mark);
             done.map_err(self.error("running undisturbed"))
         };
@@ -140,7 +140,7 @@ impl Case<'_> {
         site: &Site,
         before: Before,
         origin: String,
-        work: impl FnOnce(&Before, Mark<'_>) -> Result<()>,
+        work: impl FnOnce(&Before, SharedMark) -> Result<()>,
     ) -> Result<Recorded> {
         let tag = if origin.is_empty() { "first" } else { "second" };
         let dir = below(site.disk.parent().unwrap_or(self.scratch), tag)?;
@@ -153,8 +153,8 @@ impl Case<'_> {
         copy_image(image, &live)?;
         let mut recorder = Recorder::start(&live, &dir)?;
         let mounted = recorder.mount(self.fs, &site.disk)?;
-        let mark = recorder.marker();
-        let (done, steps) = armed(self.fault, || work(&before, &mark));
+        let mark: SharedMark = Arc::new(recorder.marker());
+        let (done, steps) = armed(self.fault, || work(&before, mark));
         let log = recorder.cut()?;
         mounted.unmount()?;
         drop(recorder);
@@ -300,8 +300,8 @@ impl Worker<'_> {
     /// Cuts the recovery from the state at `image`.
     fn second(&self, image: &Path, before: Before, origin: String, count: usize, seed: u64) -> Result<()> {
         let site = self.site();
-        let recover = |before: &Before, mark: Mark<'_>| {
-            let recovered = self.case.scenario.recover(&site, before, mark);
+        let recover = |before: &Before, mark: SharedMark| {
+            let recovered = self.case.scenario.recover(&site, before, &*mark);
             recovered.map(drop).map_err(self.case.error("recovering undisturbed"))
         };
         let recorded = self.case.record_work(image, &site, before, origin, recover)?;

@@ -1,11 +1,13 @@
 //! What a scenario is: something that changes a disk, and what must hold after a cut.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::primitives::Primitives;
 use crate::error::{Result, RigError};
+use crate::lives::LIVES;
+use crate::primitives::Primitives;
 
 /// Where a scenario works.
 #[derive(Clone, Debug)]
@@ -41,6 +43,9 @@ impl Before {
 /// Puts a mark into the recording: what it tells has happened and is claimed durable.
 pub type Mark<'a> = &'a (dyn Fn(String) + Send + Sync);
 
+/// The same, for a listener that lives on.
+pub type SharedMark = Arc<dyn Fn(String) + Send + Sync>;
+
 /// A broken promise, in words.
 pub type Finding = String;
 
@@ -54,7 +59,7 @@ pub trait Scenario: Send + Sync {
     fn prepare(&self, site: &Site) -> Result<Value, String>;
 
     /// Does the work; recorded.
-    fn run(&self, site: &Site, facts: &Value, mark: Mark<'_>) -> Result<(), String>;
+    fn run(&self, site: &Site, facts: &Value, mark: SharedMark) -> Result<(), String>;
 
     /// After the cut, before anything is changed: what does the boot stage find?
     fn look(&self, site: &Site, before: &Before) -> Vec<Finding>;
@@ -69,7 +74,8 @@ pub trait Scenario: Send + Sync {
 
 /// All scenarios.
 pub fn all() -> Vec<Box<dyn Scenario>> {
-    vec![Box::new(Primitives)]
+    let lives = LIVES.iter().map(|life| Box::new(*life) as Box<dyn Scenario>);
+    std::iter::once(Box::new(Primitives) as Box<dyn Scenario>).chain(lives).collect()
 }
 
 /// Finds one by its name.
