@@ -1,12 +1,6 @@
 fn main(){
- for p in std::env::args().skip(1) {
-  let b=std::fs::read(&p).unwrap();
-  let t=std::time::Instant::now();
-  let d=&b[10..b.len()-8];
-  let (r,pt)=preflate_rs::preflate_whole_deflate_stream(d,false,1<<28).unwrap();
-  println!("{p} {} -> {} corr {} {:?}",b.len(),pt.text().len(),r.corrections.len(),t.elapsed());
-  let t=std::time::Instant::now();
-  let o=preflate_rs::recreate_whole_deflate_stream(pt.text(),&r.corrections).unwrap();
-  println!("same {} {:?}",o==d,t.elapsed());
- }
+ let a:Vec<String>=std::env::args().skip(2).collect();
+ let base=std::env::args().nth(1).unwrap().parse().unwrap();
+ let l:Vec<_>=a.chunks(2).map(|c|(std::fs::read(&c[0]).unwrap(),std::fs::read(&c[1]).unwrap())).collect();
+ varve_delta::experiment::pairs(&l, base);
 }
