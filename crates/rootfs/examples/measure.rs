@@ -1,7 +1,8 @@
 //! Measures staging, verifying and merging on two real trees, beside `cp -al`.
 //!
 //! `cargo run --release -p varve-rootfs --example measure -- OLD_DIR NEW_DIR EMPTY_DIR`,
-//! all on one file system. Each line: what, seconds. The tree is what `cp -al` is run on.
+//! all on one file system. Each line: what, seconds by the clock, seconds of CPU (of which
+//! a busy machine takes nothing away). `cp -al` copies the old tree.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -39,8 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             [("verify structure", Contents::Nothing), ("verify all", Contents::Everything)]
         {
             let dirs = store.stack_dirs(&deployment.record.stack)?;
-            let report =
-                timed(what, || verify(dirs, &new, contents, &Silent, &Cancel::new()))?;
+            let report = timed(what, || verify(dirs, &new, contents, &Silent, &Cancel::new()))?;
             assert!(report.is_clean(), "{:?}", report.differences);
         }
         let tree = store.stack_dirs(&base.record.stack)?.remove(0);
@@ -95,12 +95,16 @@ fn upgrade(
     durable::sync_file_system(store.dir())?;
     println!(
         "{name}: {} paths written, {} linked, {} copied, {} fetched, {} whiteouts, {} bytes to write",
-        plan.paths, plan.linked, plan.copied, plan.fetch.len(), plan.whiteouts, plan.write_bytes
+        plan.paths,
+        plan.linked,
+        plan.copied,
+        plan.fetch.len(),
+        plan.whiteouts,
+        plan.write_bytes
     );
     let (silent, cancel) = (Silent, Cancel::new());
-    let staged = timed("stage", || {
-        layout::of(layout).stage(store, plan, manifest, &silent, &cancel)
-    })?;
+    let staged =
+        timed("stage", || layout::of(layout).stage(store, plan, manifest, &silent, &cancel))?;
     let verified =
         timed("verify new contents", || staged.verify(Level::NewContents, &silent, &cancel))?;
     let details = Details {
@@ -114,8 +118,18 @@ fn upgrade(
 }
 
 fn timed<T, E>(what: &str, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), cpu_seconds());
     let result = work();
-    println!("{what:30} {:.3}", start.elapsed().as_secs_f64());
+    let (elapsed, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    println!("{what:30} {elapsed:.3} {cpu:.2}");
     result
+}
+
+/// User and system time of this process and of the children that it waited for: fields
+/// 14 to 17 of proc_pid_stat(5), in hundredths of a second.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("procfs is mounted");
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = after_name.split_whitespace().skip(11).take(4);
+    ticks.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
 }

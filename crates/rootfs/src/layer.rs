@@ -207,10 +207,9 @@ mod tests {
         }
         let kind = match what {
             "/" => Kind::Directory,
-            text => Kind::Regular {
-                size: text.len() as u64,
-                digest: content_digest(text.as_bytes()),
-            },
+            text => {
+                Kind::Regular { size: text.len() as u64, digest: content_digest(text.as_bytes()) }
+            }
         };
         Entry { path, kind, meta: Metadata::default() }
     }
@@ -232,13 +231,28 @@ mod tests {
     #[test]
     fn the_layer_of_the_picture() {
         let old = manifest(&[
-            ("etc", "/"), ("etc/a", "1"), ("etc/b", "1"), ("etc/same", "1"),
-            ("opt", "/"), ("opt/x", "/"), ("opt/x/y", "/"), ("opt/x/y/z", "1"),
-            ("run", "file"), ("usr", "/"), ("usr/same", "1"),
+            ("etc", "/"),
+            ("etc/a", "1"),
+            ("etc/b", "1"),
+            ("etc/same", "1"),
+            ("opt", "/"),
+            ("opt/x", "/"),
+            ("opt/x/y", "/"),
+            ("opt/x/y/z", "1"),
+            ("run", "file"),
+            ("usr", "/"),
+            ("usr/same", "1"),
         ]);
         let new = manifest(&[
-            ("etc", "/"), ("etc/a", "2"), ("etc/c", "1"), ("etc/same", "1"),
-            ("opt", "/"), ("run", "/"), ("run/lock", "1"), ("usr", "/"), ("usr/same", "1"),
+            ("etc", "/"),
+            ("etc/a", "2"),
+            ("etc/c", "1"),
+            ("etc/same", "1"),
+            ("opt", "/"),
+            ("run", "/"),
+            ("run/lock", "1"),
+            ("usr", "/"),
+            ("usr/same", "1"),
         ]);
         assert_eq!(
             shown(&new, &shape(&old, &new, &[])),
@@ -257,10 +271,7 @@ mod tests {
         // As soon as something in it shows from below, it is not opaque.
         let old = manifest(&[("d", "/"), ("d/1", "a"), ("d/2", "a"), ("d/keep", "a")]);
         let new = manifest(&[("d", "/"), ("d/keep", "a")]);
-        assert_eq!(
-            shown(&new, &shape(&old, &new, &[])),
-            "/\n/d\n/d/1 whiteout\n/d/2 whiteout"
-        );
+        assert_eq!(shown(&new, &shape(&old, &new, &[])), "/\n/d\n/d/1 whiteout\n/d/2 whiteout");
     }
 
     #[test]

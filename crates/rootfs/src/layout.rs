@@ -126,7 +126,9 @@ pub enum PlanError {
     #[error(transparent)]
     Check(#[from] VerifyError),
     /// The release has a device that overlayfs takes for "deleted".
-    #[error("the release has a character device 0:0 at {path}, which an overlay takes for a deleted name")]
+    #[error(
+        "the release has a character device 0:0 at {path}, which an overlay takes for a deleted name"
+    )]
     Whiteout {
         /// Where.
         path: TreePath,
@@ -259,11 +261,7 @@ const DIRECTORY_BYTES: u64 = 4096;
 
 fn plan(
     request: &Request<'_>,
-    shape: impl Fn(
-        Option<(&Deployment, &Manifest)>,
-        &[Difference],
-        LayerName,
-    ) -> (Shape, Stack),
+    shape: impl Fn(Option<(&Deployment, &Manifest)>, &[Difference], LayerName) -> (Shape, Stack),
 ) -> Result<StagePlan, PlanError> {
     let Request { store, base, manifest, .. } = *request;
     check_holdable(manifest)?;

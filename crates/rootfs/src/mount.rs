@@ -165,8 +165,10 @@ pub fn plan(
     state.sort_by(|a, b| a.path.cmp(&b.path));
     for state_path in state {
         let target = state_path.path.tree_path();
-        let found = lowers(&layers, target)
-            .map_err(|(index, source)| AssembleError::Stack { path: stack[index].clone(), source })?;
+        let found = lowers(&layers, target).map_err(|(index, source)| AssembleError::Stack {
+            path: stack[index].clone(),
+            source,
+        })?;
         let indexes = match found {
             Lowers::Directories(indexes) => indexes,
             Lowers::Hidden(why) => {
@@ -180,8 +182,7 @@ pub fn plan(
             StateMode::Shared => Top::Disk { holder: Path::new("state/shared").join(&slug) },
             StateMode::Bind => Top::Bind { directory: Path::new("state/bind").join(&slug) },
         };
-        let lowers =
-            indexes.into_iter().map(|index| stack[index].join(target.as_path())).collect();
+        let lowers = indexes.into_iter().map(|index| stack[index].join(target.as_path())).collect();
         steps.push(Step { target: target.clone(), slug, lowers, top });
     }
     Ok(MountPlan { steps, left_out })
@@ -333,8 +334,7 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn step(&mut self, step: &Step) -> Result<(), AssembleError> {
-        let mount_error =
-            |source| AssembleError::Mount { target: step.target.to_string(), source };
+        let mount_error = |source| AssembleError::Mount { target: step.target.to_string(), source };
         let detached = match &step.top {
             Top::None if step.lowers.len() == 1 => {
                 let store = self.store.dir().fd();
@@ -359,10 +359,8 @@ impl Work<'_> {
             }
         };
         let root = Dir::open(self.target);
-        let root = root.map_err(|source| AssembleError::Target {
-            target: step.target.to_string(),
-            source,
-        })?;
+        let root = root
+            .map_err(|source| AssembleError::Target { target: step.target.to_string(), source })?;
         detached.attach_beneath(root.fd(), step.target.as_path()).map_err(mount_error)
     }
 

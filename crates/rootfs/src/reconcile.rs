@@ -231,13 +231,7 @@ fn put_beside(upper: &Dir, name: &OsString, new: &There) -> Result<()> {
 }
 
 fn attributes<'a>(stat: &Stat, xattrs: &'a varve_sys::Xattrs) -> Attributes<'a> {
-    Attributes {
-        mode: stat.mode & 0o7777,
-        uid: stat.uid,
-        gid: stat.gid,
-        mtime: stat.mtime,
-        xattrs,
-    }
+    Attributes { mode: stat.mode & 0o7777, uid: stat.uid, gid: stat.gid, mtime: stat.mtime, xattrs }
 }
 
 fn unreadable(error: std::io::Error) -> SysError {

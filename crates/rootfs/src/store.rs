@@ -397,11 +397,7 @@ impl Store {
 }
 
 /// Lists the directories of `dir` that have a name of ours and that `read` can read.
-fn list_named<N, T>(
-    dir: &Dir,
-    place: &str,
-    read: impl Fn(&N) -> Result<T>,
-) -> Result<Listing<T>>
+fn list_named<N, T>(dir: &Dir, place: &str, read: impl Fn(&N) -> Result<T>) -> Result<Listing<T>>
 where
     N: std::str::FromStr<Err: std::fmt::Display>,
 {

@@ -62,7 +62,8 @@ fn merge_accounts(base: &[u8], ours: &[u8], theirs: &[u8], has_number: bool) -> 
             _ => merged.push(line),
         }
     }
-    let added = theirs.iter().filter(|(name, _)| !here.contains_key(*name) && !was.contains_key(*name));
+    let added =
+        theirs.iter().filter(|(name, _)| !here.contains_key(*name) && !was.contains_key(*name));
     merged.extend(added.map(|(_, line)| *line));
     if has_number && !numbers_are_unique(&merged, &[&base, &ours, &theirs]) {
         return None;

@@ -147,7 +147,8 @@ impl MergedDir {
             let Some(stat) = dir.stat_opt(name)? else { continue };
             let stops = if stat.is_dir() {
                 let opaque = !self.single && is_opaque(dir, name)?;
-                let found = found.get_or_insert(Found { part, stat, merge: Vec::new(), cut: false });
+                let found =
+                    found.get_or_insert(Found { part, stat, merge: Vec::new(), cut: false });
                 found.merge.push(part);
                 opaque
             } else if found.is_some() {

@@ -26,38 +26,47 @@ fn every_row_of_the_table() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let lines = "1\n2\n3\n4\n5\n6\n";
-    lay(&at("old"), &[
-        ("copied-up", "v1"),
-        ("mine", "v1"),
-        ("both", lines),
-        ("clash", "v1"),
-        ("same", "v1"),
-        ("deleted", "v1"),
-        ("dropped", "v1"),
-        ("sub/clash", "a"),
-    ]);
-    lay(&at("new"), &[
-        ("copied-up", "v2"),
-        ("mine", "v1"),
-        ("both", &lines.replace('6', "six")),
-        ("clash", "v2"),
-        ("same", "v2"),
-        ("deleted", "v2"),
-        ("sub/clash", "b"),
-        ("link", "now a file"),
-    ]);
+    lay(
+        &at("old"),
+        &[
+            ("copied-up", "v1"),
+            ("mine", "v1"),
+            ("both", lines),
+            ("clash", "v1"),
+            ("same", "v1"),
+            ("deleted", "v1"),
+            ("dropped", "v1"),
+            ("sub/clash", "a"),
+        ],
+    );
+    lay(
+        &at("new"),
+        &[
+            ("copied-up", "v2"),
+            ("mine", "v1"),
+            ("both", &lines.replace('6', "six")),
+            ("clash", "v2"),
+            ("same", "v2"),
+            ("deleted", "v2"),
+            ("sub/clash", "b"),
+            ("link", "now a file"),
+        ],
+    );
     // What the user has: files of the overlay's upper directory, without "etc".
     let upper = at("upper");
-    lay(&upper, &[
-        ("copied-up", "v1"),
-        ("mine", "my own"),
-        ("both", &lines.replace('1', "one")),
-        ("clash", "my own"),
-        ("same", "v2"),
-        ("dropped", "my own"),
-        ("sub/clash", "c"),
-        ("only-mine", "x"),
-    ]);
+    lay(
+        &upper,
+        &[
+            ("copied-up", "v1"),
+            ("mine", "my own"),
+            ("both", &lines.replace('1', "one")),
+            ("clash", "my own"),
+            ("same", "v2"),
+            ("dropped", "my own"),
+            ("sub/clash", "c"),
+            ("only-mine", "x"),
+        ],
+    );
     let upper = upper.join("etc");
     fs::set_permissions(upper.join("clash"), fs::Permissions::from_mode(0o600)).unwrap();
     symlink("elsewhere", upper.join("link")).unwrap();

@@ -279,8 +279,7 @@ fn what_is_damaged_is_neither_linked_nor_shown() {
         let mut file = dirs[0].open_dir("a").unwrap().edit_file("b").unwrap();
         let mtime = dirs[0].open_dir("a").unwrap().stat("b").unwrap().mtime;
         file.write_all(b"S").unwrap();
-        let attributes =
-            varve_sys::Attributes { mode: 0o644, uid: 0, gid: 0, mtime, xattrs: &[] };
+        let attributes = varve_sys::Attributes { mode: 0o644, uid: 0, gid: 0, mtime, xattrs: &[] };
         file.set_attributes(&attributes).unwrap();
 
         // Trusting, it is found by the full verification, and what was staged goes.
@@ -317,8 +316,15 @@ fn what_was_cut_off_is_swept_and_done_again() {
     drop(staged.unwrap());
     assert!(device.path("staging/new/layer/tree").exists());
     // A cut between the two renames of a commit: the layer is there, no record names it.
-    device.store.staging().open_dir("new").unwrap().create_file("part", 0o644).unwrap()
-        .write_all(b"layers/new\n").unwrap();
+    device
+        .store
+        .staging()
+        .open_dir("new")
+        .unwrap()
+        .create_file("part", 0o644)
+        .unwrap()
+        .write_all(b"layers/new\n")
+        .unwrap();
     let staging = device.store.staging().open_dir("new").unwrap();
     staging.rename_new("layer", device.store.layers_dir(), "new").unwrap();
     // A person's own directory in there is not ours to delete.
@@ -353,9 +359,8 @@ fn a_missing_or_wrong_content_is_told() {
     assert!(!device.path("staging/old").exists() && !device.path("trees/old").exists());
     let cancel = Cancel::new();
     cancel.cancel();
-    let staged = layout::of(Layout::HardLink).stage(
-        &device.store, plan, &old.manifest, &Silent, &cancel,
-    );
+    let staged =
+        layout::of(Layout::HardLink).stage(&device.store, plan, &old.manifest, &Silent, &cancel);
     assert!(matches!(staged.unwrap_err(), StageError::Cancelled(_)));
 }
 

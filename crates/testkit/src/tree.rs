@@ -148,11 +148,10 @@ pub fn metadata() -> BoxedStrategy<Metadata> {
         1 => Just(Time { seconds: 1_700_000_001, nanoseconds: 123_456_789 }),
         1 => Just(Time { seconds: 0, nanoseconds: 1 }),
     ];
-    (mode, owner.clone(), owner, time, xattrs()).prop_map(|(mode, uid, gid, mtime, xattrs)| {
-        Metadata { mode, uid, gid, mtime, xattrs }
-    })
-    // Unboxed, proptest's types take more stack than a test's thread has.
-    .boxed()
+    (mode, owner.clone(), owner, time, xattrs())
+        .prop_map(|(mode, uid, gid, mtime, xattrs)| Metadata { mode, uid, gid, mtime, xattrs })
+        // Unboxed, proptest's types take more stack than a test's thread has.
+        .boxed()
 }
 
 const ACL: &[u8] = b"system.posix_acl_access";
@@ -162,9 +161,13 @@ const ACL: &[u8] = b"system.posix_acl_access";
 /// mode's group bits, so it is none where such a file has none.
 fn acl() -> Box<[u8]> {
     let mut bytes = 2u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in
-        [(1u16, 7u16, u32::MAX), (2, 5, 1000), (4, 0, u32::MAX), (0x10, 0, u32::MAX), (0x20, 0, u32::MAX)]
-    {
+    for (tag, permissions, id) in [
+        (1u16, 7u16, u32::MAX),
+        (2, 5, 1000),
+        (4, 0, u32::MAX),
+        (0x10, 0, u32::MAX),
+        (0x20, 0, u32::MAX),
+    ] {
         bytes.extend(tag.to_le_bytes());
         bytes.extend(permissions.to_le_bytes());
         bytes.extend(id.to_le_bytes());
