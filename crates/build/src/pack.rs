@@ -29,7 +29,7 @@ use crate::error::{BuildError, Result};
 /// cut loses no more than this.
 pub(crate) const LARGE_FRAME: usize = 256 << 10;
 /// Frames that may be under way beside those in the workers' hands.
-const QUEUE: usize = 8;
+const QUEUE: usize = 4;
 /// How much of a frame is tried first, at the fastest level.
 const SAMPLE: usize = 64 << 10;
 /// The file under way.
@@ -248,7 +248,8 @@ fn work(jobs: &Mutex<Receiver<Job>>, level: i32) {
 struct Compressors {
     fast: zstd::bulk::Compressor<'static>,
     best: zstd::bulk::Compressor<'static>,
-    sample: Vec<u8>,
+    /// Where a frame is compressed to, before a copy of its real length is made.
+    room: Vec<u8>,
 }
 
 impl Compressors {
@@ -256,19 +257,20 @@ impl Compressors {
         Ok(Self {
             fast: zstd::bulk::Compressor::new(1)?,
             best: zstd::bulk::Compressor::new(level)?,
-            sample: vec![0; zstd::zstd_safe::compress_bound(SAMPLE)],
+            room: vec![0; zstd::zstd_safe::compress_bound(MAX_FRAME as usize)],
         })
     }
 
     /// Bytes that the fastest level cannot shrink are not worth a slow one.
     fn frame(&mut self, bytes: &[u8]) -> std::io::Result<Stored> {
         let sample = &bytes[..bytes.len().min(SAMPLE)];
-        let shrunk = self.fast.compress_to_buffer(sample, &mut self.sample[..])?;
+        let shrunk = self.fast.compress_to_buffer(sample, &mut self.room[..])?;
         let gains = shrunk * 100 < sample.len() * 97;
         let compressor = if gains { &mut self.best } else { &mut self.fast };
-        let stored = compressor.compress(bytes)?;
-        let sha256 = Sha256Digest::of(&stored);
-        Ok(Stored { bytes: stored, size: bytes.len() as u32, sha256 })
+        let length = compressor.compress_to_buffer(bytes, &mut self.room[..])?;
+        let stored = &self.room[..length];
+        let sha256 = Sha256Digest::of(stored);
+        Ok(Stored { bytes: stored.to_vec(), size: bytes.len() as u32, sha256 })
     }
 }
 
