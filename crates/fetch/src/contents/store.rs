@@ -135,14 +135,17 @@ impl<'a> Store<'a> {
             self.part = Some(Part { digest, file, durable: resume, written: offset });
         }
         let Some(part) = &mut self.part else { return Ok(()) };
-        part.written += bytes.len() as u64;
+        let written = part.written + bytes.len() as u64;
         if bytes.iter().all(|&byte| byte == 0) {
             // A frame of zeros is a hole, however small the frames are.
-            part.file.set_length(part.written)?;
-            part.file.seek_to(part.written)?;
+            part.file.set_length(written)?;
+            part.file.seek_to(written)?;
         } else {
             part.file.write_sparse(bytes)?;
         }
+        // Only what was written counts: a full disk ends this early, and what stood
+        // before is kept.
+        part.written = written;
         self.wrote(bytes.len() as u64)
     }
 
@@ -183,7 +186,8 @@ impl<'a> Store<'a> {
     }
 
     pub(super) fn commit_if_due(&mut self) -> Result<(), SysError> {
-        let due = self.waiting >= BATCH_BYTES || (self.waiting > 0 && self.since.elapsed() >= BATCH_TIME);
+        let due =
+            self.waiting >= BATCH_BYTES || (self.waiting > 0 && self.since.elapsed() >= BATCH_TIME);
         if due { self.commit() } else { Ok(()) }
     }
 
