@@ -25,7 +25,10 @@ const NAMED: usize = 5;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// It holds device nodes.
-    #[error("the release holds {count} device nodes, which this device forbids: {}", list(paths))]
+    #[error(
+        "device nodes are forbidden on this device, and the release holds {count}: {}",
+        list(paths)
+    )]
     Devices {
         /// How many.
         count: usize,
@@ -128,7 +131,7 @@ mod tests {
         let error = check(&with, &Config::default()).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the release holds 2 device nodes, which this device forbids: /null, /sda"
+            "device nodes are forbidden on this device, and the release holds 2: /null, /sda"
         );
         check(&with, &Config { allow_devices: true, ..Config::default() }).unwrap();
     }

@@ -1,7 +1,8 @@
 //! The upgrade's steps, after the plan.
 
 use varve_boot::transition;
-use varve_fetch::contents;
+use varve_fetch::Sources;
+use varve_fetch::contents::{self, ContentsError};
 use varve_format::DeploymentName;
 use varve_format::selection::Selection;
 use varve_rootfs::layout::{self, Request, StagePlan};
@@ -64,6 +65,7 @@ impl Ready {
 
     fn carry_out(self, device: &Device, writer: &Writer, context: &Context<'_>) -> Result<Done> {
         let release = self.plan.release.name.clone();
+        let reused = self.plan.fetch.here_already;
         let Staged { deployment, report, files_verified, fetched } =
             self.stage(device, writer, context)?;
         // From here on it takes a moment: what is done is not left half done.
@@ -75,7 +77,7 @@ impl Ready {
             .with("release", &release)
             .with("deployment", deployment.name())
             .with("fetched", fetched)
-            .with("reused", report.reused);
+            .with("reused", reused);
         history::append(device.store.dir(), &record)?;
         let collected = crate::collect::by_policy(device, writer, context)?;
         Ok(Done {
@@ -83,7 +85,7 @@ impl Ready {
             release: release.to_string(),
             fetched,
             written: report.written,
-            reused: report.reused,
+            reused,
             files_verified,
             tries,
             reconciled,
@@ -112,15 +114,7 @@ impl Ready {
             Way::Stage(parts) => {
                 let parts =
                     merge_first(device, writer, *parts, &self.plan, &self.sources, context)?;
-                let (fetched, result) = contents::fetch(
-                    &parts.contents,
-                    &self.sources,
-                    device.store.incoming(),
-                    context.progress,
-                    context.cancel,
-                );
-                report = fetched;
-                result?;
+                report = fetch(device, &parts, &self.sources, context)?;
                 let (deployment, read) = stage(device, parts, &self.plan, context)?;
                 files_verified = read;
                 deployment
@@ -140,6 +134,31 @@ struct Staged {
     fetched: u64,
 }
 
+/// Fetches what is missing. When an earlier run's half of a file turns out to be spoiled
+/// by the disk, it was thrown away, and the file is fetched once more as a whole.
+fn fetch(
+    device: &Device,
+    parts: &Parts,
+    sources: &Sources,
+    context: &Context<'_>,
+) -> Result<contents::Report> {
+    let incoming = device.store.incoming();
+    let (progress, cancel) = (context.progress, context.cancel);
+    let (report, result) = contents::fetch(&parts.contents, sources, incoming, progress, cancel);
+    match result {
+        Err(ContentsError::WrongContent { .. }) if parts.contents.reused() > 0 => {}
+        result => return result.map(|()| report).map_err(Error::from),
+    }
+    let again = plan_contents(device, &parts.record, &parts.stage, sources, context)?;
+    let (second, result) = contents::fetch(&again, sources, incoming, progress, cancel);
+    result?;
+    Ok(contents::Report {
+        contents: report.contents + second.contents,
+        written: report.written + second.written,
+        ..second
+    })
+}
+
 /// Folds the base's layers into one, when the plan says so; then plans anew what is laid
 /// upon it.
 fn merge_first(
@@ -147,7 +166,7 @@ fn merge_first(
     writer: &Writer,
     parts: Parts,
     plan: &plan::UpgradePlan,
-    sources: &varve_fetch::Sources,
+    sources: &Sources,
     context: &Context<'_>,
 ) -> Result<Parts> {
     let Some(base) = parts.base.as_ref().filter(|_| !plan.merge.is_empty()) else {
