@@ -197,7 +197,8 @@ impl Metadata {
             .ok_or_else(|| DocumentError::NoSuchRelease { name: name.clone() })?;
         let path = release.path();
         bound(&path, release.record_size, MAX_RECORD)?;
-        let bytes = sources.fetch_exact(&path, release.record_size, release.record_sha256, cancel)?;
+        let bytes =
+            sources.fetch_exact(&path, release.record_size, release.record_sha256, cancel)?;
         let record = ReleaseRecord::parse(&bytes)
             .map_err(|source| DocumentError::Record { name: name.clone(), source })?;
         if record.name != release.name || record.digest != release.digest {
@@ -223,7 +224,10 @@ pub fn manifest(
     let mut decoder = zstd::Decoder::new(&stored[..]).map_err(|error| refuse(error.to_string()))?;
     decoder.window_log_max(MAX_WINDOW_LOG).map_err(|error| refuse(error.to_string()))?;
     let mut text = Vec::new();
-    decoder.take(text_size + 1).read_to_end(&mut text).map_err(|error| refuse(error.to_string()))?;
+    decoder
+        .take(text_size + 1)
+        .read_to_end(&mut text)
+        .map_err(|error| refuse(error.to_string()))?;
     if text.len() as u64 != text_size {
         let what = if text.len() as u64 > text_size { "more" } else { "fewer" };
         return Err(refuse(format!("it decodes to {what} than {text_size} bytes")));
@@ -246,7 +250,8 @@ pub fn pack_index(
     let path = pack.index_path();
     bound(&path, pack.index_size, MAX_INDEX)?;
     let bytes = sources.fetch_exact(&path, pack.index_size, pack.index_sha256, cancel)?;
-    let index = PackIndex::parse(&bytes).map_err(|source| DocumentError::Index { path: path.clone(), source })?;
+    let index = PackIndex::parse(&bytes)
+        .map_err(|source| DocumentError::Index { path: path.clone(), source })?;
     if index.pack_size() != pack.size {
         let source = PackError::Length { expected: pack.size, found: index.pack_size() };
         return Err(DocumentError::Index { path, source });
@@ -255,5 +260,9 @@ pub fn pack_index(
 }
 
 fn bound(path: &str, size: u64, limit: u64) -> Result<(), DocumentError> {
-    if size <= limit { Ok(()) } else { Err(DocumentError::TooLong { path: path.to_owned(), size, limit }) }
+    if size <= limit {
+        Ok(())
+    } else {
+        Err(DocumentError::TooLong { path: path.to_owned(), size, limit })
+    }
 }

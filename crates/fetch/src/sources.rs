@@ -170,7 +170,12 @@ impl Sources {
     }
 
     /// Fetches a whole file of at most `limit` bytes, from the first source that gives one.
-    pub fn fetch_limited(&self, path: &str, limit: u64, cancel: &Cancel) -> Result<Vec<u8>, FetchError> {
+    pub fn fetch_limited(
+        &self,
+        path: &str,
+        limit: u64,
+        cancel: &Cancel,
+    ) -> Result<Vec<u8>, FetchError> {
         let mut reader = self.reader(path, cancel);
         let mut bytes = Vec::new();
         loop {
@@ -251,7 +256,12 @@ impl FileReader<'_> {
     ///
     /// # Errors
     /// Only when every source has been given up; what was appended then means nothing.
-    pub fn read(&mut self, range: Range<u64>, until: u64, out: &mut Vec<u8>) -> Result<(), FetchError> {
+    pub fn read(
+        &mut self,
+        range: Range<u64>,
+        until: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<(), FetchError> {
         let first = out.len();
         self.mixed = false;
         let mut buffer = vec![0; 64 * 1024];
@@ -261,7 +271,8 @@ impl FileReader<'_> {
             if position >= range.end {
                 return Ok(());
             }
-            let want = buffer.len().min(usize::try_from(range.end - position).unwrap_or(usize::MAX));
+            let want =
+                buffer.len().min(usize::try_from(range.end - position).unwrap_or(usize::MAX));
             match self.read_at(position, until.max(range.end), &mut buffer[..want]) {
                 Ok(count) => out.extend_from_slice(&buffer[..count]),
                 Err(error) => {
@@ -283,7 +294,12 @@ impl FileReader<'_> {
         self.leave(why)
     }
 
-    fn read_at(&mut self, position: u64, until: u64, buffer: &mut [u8]) -> Result<usize, TransportError> {
+    fn read_at(
+        &mut self,
+        position: u64,
+        until: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, TransportError> {
         if self.cancel.is_cancelled() {
             return Err(TransportError::Cancelled);
         }
@@ -357,7 +373,8 @@ impl FileReader<'_> {
     fn can_go_on(&self, body: &Body, position: u64) -> bool {
         position >= body.position()
             && body.end().is_none_or(|end| end > position)
-            && (self.ignores_ranges || position - body.position() <= self.sources.patience.read_over)
+            && (self.ignores_ranges
+                || position - body.position() <= self.sources.patience.read_over)
     }
 
     fn open(&mut self, range: Option<Range<u64>>) -> Result<Body, TransportError> {

@@ -22,7 +22,8 @@ const FRAME: usize = 16 * 1024;
 
 /// A release of small files, a large one that takes many frames, and one with a hole.
 fn files() -> Vec<(String, Vec<u8>)> {
-    let mut files: Vec<_> = (0..60).map(|n| (format!("etc/{n}"), noise(n, 500 + 37 * n as usize))).collect();
+    let mut files: Vec<_> =
+        (0..60).map(|n| (format!("etc/{n}"), noise(n, 500 + 37 * n as usize))).collect();
     files.push(("usr/large".into(), noise(1000, 40 * FRAME + 123)));
     let mut holey = vec![0; 400 << 10];
     holey[..10].copy_from_slice(b"0123456789");
@@ -42,7 +43,8 @@ impl Case {
     fn new() -> Self {
         let world = World::new();
         let files = files();
-        let borrowed: Vec<_> = files.iter().map(|(path, bytes)| (path.as_str(), &bytes[..])).collect();
+        let borrowed: Vec<_> =
+            files.iter().map(|(path, bytes)| (path.as_str(), &bytes[..])).collect();
         let record = world.release("a", &borrowed, FRAME, day(0));
         let expected = files
             .iter()
@@ -64,7 +66,11 @@ impl Case {
         contents::plan(wanted, packs, &self.world.incoming, sources)
     }
 
-    fn fetch_with(&self, sources: &Sources, cancel: &Cancel) -> (Report, Result<(), ContentsError>) {
+    fn fetch_with(
+        &self,
+        sources: &Sources,
+        cancel: &Cancel,
+    ) -> (Report, Result<(), ContentsError>) {
         let plan = self.plan(sources).unwrap();
         contents::fetch(&plan, sources, &self.world.incoming, &Silent, cancel)
     }
@@ -82,7 +88,9 @@ impl Case {
             if let Ok(digest) = name.parse::<ContentDigest>() {
                 assert_eq!(self.expected[&digest], bytes, "{name}");
                 contents += 1;
-            } else if let Some((digest, length)) = name.strip_suffix(".part").and_then(|n| n.split_once('.')) {
+            } else if let Some((digest, length)) =
+                name.strip_suffix(".part").and_then(|n| n.split_once('.'))
+            {
                 let whole = &self.expected[&digest.parse().unwrap()];
                 let length: usize = length.parse().unwrap();
                 assert_eq!(bytes[..length], whole[..length], "{name}");
@@ -95,7 +103,8 @@ impl Case {
 
     fn complete(&self) {
         self.intact();
-        let names: Vec<_> = World::picture(&self.world.incoming).into_iter().map(|(name, _)| name).collect();
+        let names: Vec<_> =
+            World::picture(&self.world.incoming).into_iter().map(|(name, _)| name).collect();
         let expected: Vec<_> = self.expected.keys().map(ContentDigest::to_hex).collect();
         assert_eq!(names, expected, "all contents and nothing else");
     }
@@ -168,15 +177,25 @@ fn a_connection_that_is_cut_again_and_again_is_resumed() {
     case.complete();
     assert!(server.log().len() > 10);
     assert_eq!(report.traffic.bytes, plan.bytes(), "no byte twice");
-    assert!(server.log()[1..].iter().all(|r| r.if_range.is_some()), "continued from the same file only");
+    assert!(
+        server.log()[1..].iter().all(|r| r.if_range.is_some()),
+        "continued from the same file only"
+    );
 }
 
 #[test]
 fn errors_that_pass_are_waited_for() {
     let case = Case::new();
-    for act in [Act::Status(503), Act::Status(429), Act::StallAfter(5000), Act::LieLonger(10), Act::WrongRange] {
+    for act in [
+        Act::Status(503),
+        Act::Status(429),
+        Act::StallAfter(5000),
+        Act::LieLonger(10),
+        Act::WrongRange,
+    ] {
         let first = act.clone();
-        let (_server, sources) = case.server(move |r| if r.earlier == 1 { first.clone() } else { Act::CutAfter(30_000) });
+        let (_server, sources) = case
+            .server(move |r| if r.earlier == 1 { first.clone() } else { Act::CutAfter(30_000) });
         case.fetch(&sources).1.unwrap_or_else(|error| panic!("{act:?}: {error}"));
         case.complete();
         for digest in case.expected.keys() {
@@ -187,12 +206,16 @@ fn errors_that_pass_are_waited_for() {
 
 fn fails(case: &Case, act: Act, message: &str) {
     let pack = case.pack();
-    let (_server, sources) = case.server(move |r| if r.path == pack { act.clone() } else { Act::Serve });
+    let (_server, sources) =
+        case.server(move |r| if r.path == pack { act.clone() } else { Act::Serve });
     let (_, result) = case.fetch(&sources);
     let error = result.unwrap_err();
     assert!(matches!(error, ContentsError::Fetch(_)), "{error}");
     let text = error.to_string();
-    assert!(text.contains(&format!("cannot fetch {}", case.pack())) && text.contains(message), "{text}");
+    assert!(
+        text.contains(&format!("cannot fetch {}", case.pack())) && text.contains(message),
+        "{text}"
+    );
     // What came before is kept, and a good source gives the rest.
     case.fetch(&case.world.sources()).1.unwrap();
     case.complete();
@@ -271,9 +294,12 @@ fn a_file_that_changes_midway_is_never_joined() {
     let length = case.world.read(&case.pack()).len();
     let other = noise(6, length);
     // The first answer is cut; then the file is another, under another ETag.
-    let (server, sources) = case.server(move |r| {
-        if r.earlier == 0 { Act::CutAfter(20_000) } else { Act::Other(other.clone()) }
-    });
+    let (server, sources) =
+        case.server(
+            move |r| {
+                if r.earlier == 0 { Act::CutAfter(20_000) } else { Act::Other(other.clone()) }
+            },
+        );
     let (_, result) = case.fetch(&sources);
     let text = result.unwrap_err().to_string();
     assert!(text.contains("its digest is not the one"), "{text}");
@@ -302,7 +328,8 @@ fn a_stick_that_is_pulled_out_is_followed_by_the_next_source() {
     let stick = case.world.temp.path().join("stick");
     std::fs::create_dir(&stick).unwrap();
     let server = Server::good(&case.world.path());
-    let list: Vec<Arc<dyn Transport>> = vec![Arc::new(DirTransport::new(&stick)), http(&server.url)];
+    let list: Vec<Arc<dyn Transport>> =
+        vec![Arc::new(DirTransport::new(&stick)), http(&server.url)];
     case.fetch(&Sources::new(list, hasty())).1.unwrap();
     case.complete();
 }
@@ -333,7 +360,8 @@ fn cancelling_loses_nothing_and_the_next_run_goes_on() {
         let cancel = Cancel::new();
         let progress = CancelAfter { cancel: cancel.clone(), left: 150_000.into() };
         let plan = case.plan(&sources).unwrap();
-        let (report, result) = contents::fetch(&plan, &sources, &case.world.incoming, &progress, &cancel);
+        let (report, result) =
+            contents::fetch(&plan, &sources, &case.world.incoming, &progress, &cancel);
         case.intact();
         moved += report.traffic.bytes;
         runs += 1;
@@ -381,7 +409,8 @@ fn a_cut_of_power_leaves_litter_that_is_swept() {
     std::fs::write(incoming.join(format!(".{digest}.new")), b"torn").unwrap();
     // A part whose name promises more than is there, one that is good, and an older one.
     let good = 10 * FRAME;
-    std::fs::write(incoming.join(format!("{digest}.{}.part", 20 * FRAME)), &whole[..5 * FRAME]).unwrap();
+    std::fs::write(incoming.join(format!("{digest}.{}.part", 20 * FRAME)), &whole[..5 * FRAME])
+        .unwrap();
     std::fs::write(incoming.join(format!("{digest}.{good}.part")), &whole[..good + 100]).unwrap();
     std::fs::write(incoming.join(format!("{digest}.{FRAME}.part")), &whole[..FRAME]).unwrap();
     let (report, result) = case.fetch(&case.world.sources());
@@ -416,7 +445,12 @@ mod signed_lies {
         let world = World::new();
         let index = PackIndex::new(
             [(stored.len() as u32, size, Sha256Digest::of(stored))],
-            vec![Location { digest: content_digest(content), size: content.len() as u64, frame: 0, start: 0 }],
+            vec![Location {
+                digest: content_digest(content),
+                size: content.len() as u64,
+                frame: 0,
+                start: 0,
+            }],
         )
         .unwrap();
         let pack = [PACK_MAGIC, stored].concat();
@@ -432,8 +466,10 @@ mod signed_lies {
         let sources = world.sources();
         let index: Verified<PackIndex> = pack_index(&reference, &sources, &Cancel::new()).unwrap();
         let wanted = [(content_digest(content), content.len() as u64)];
-        let plan = contents::plan(wanted, vec![(reference, index)], &world.incoming, &sources).unwrap();
-        let (_, result) = contents::fetch(&plan, &sources, &world.incoming, &Silent, &Cancel::new());
+        let plan =
+            contents::plan(wanted, vec![(reference, index)], &world.incoming, &sources).unwrap();
+        let (_, result) =
+            contents::fetch(&plan, &sources, &world.incoming, &Silent, &Cancel::new());
         assert!(World::picture(&world.incoming).is_empty(), "nothing of it is kept");
         (world, result.unwrap_err())
     }
@@ -444,7 +480,11 @@ mod signed_lies {
         assert!(bomb.len() < 100_000);
         let (_, error) = run(&bomb, 1 << 20, &[0; 1 << 20]);
         let text = error.to_string();
-        assert!(text.starts_with("a frame at byte 8 of pack ") && text.contains("does not decode to 1048576 bytes"), "{text}");
+        assert!(
+            text.starts_with("a frame at byte 8 of pack ")
+                && text.contains("does not decode to 1048576 bytes"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -469,7 +509,8 @@ mod documents {
     use varve_format::release::StoredManifest;
 
     fn record(case: &Case) -> Result<varve_fetch::Verified<ReleaseRecord>, DocumentError> {
-        let metadata = case.world.trust().refresh(&case.world.sources(), day(0), &Cancel::new()).unwrap();
+        let metadata =
+            case.world.trust().refresh(&case.world.sources(), day(0), &Cancel::new()).unwrap();
         metadata.record(&"a".parse().unwrap(), &case.world.sources(), &Cancel::new())
     }
 
@@ -519,7 +560,8 @@ mod documents {
             .repository
             .publish(&"bomb".parse().unwrap(), "stable", None, &case.world.keys, day(0), false)
             .unwrap();
-        let metadata = case.world.trust().refresh(&case.world.sources(), day(0), &Cancel::new()).unwrap();
+        let metadata =
+            case.world.trust().refresh(&case.world.sources(), day(0), &Cancel::new()).unwrap();
         let sources = case.world.sources();
         let record = metadata.record(&"bomb".parse().unwrap(), &sources, &Cancel::new()).unwrap();
         let error = varve_fetch::manifest(&record, &sources, &Cancel::new()).unwrap_err();
@@ -529,9 +571,11 @@ mod documents {
     #[test]
     fn a_release_that_is_not_there_is_said() {
         let case = Case::new();
-        let metadata = case.world.trust().refresh(&case.world.sources(), day(0), &Cancel::new()).unwrap();
-        let error =
-            metadata.record(&"zzz".parse().unwrap(), &case.world.sources(), &Cancel::new()).unwrap_err();
+        let metadata =
+            case.world.trust().refresh(&case.world.sources(), day(0), &Cancel::new()).unwrap();
+        let error = metadata
+            .record(&"zzz".parse().unwrap(), &case.world.sources(), &Cancel::new())
+            .unwrap_err();
         assert_eq!(error.to_string(), "the repository has no release zzz");
     }
 }

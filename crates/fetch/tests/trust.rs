@@ -54,7 +54,8 @@ fn a_good_repository_is_followed() {
     let seen = world.trust().last_seen().unwrap().unwrap();
     assert_eq!(seen, third.releases());
     let record = third.record(&"a".parse().unwrap(), &world.sources(), &Cancel::new()).unwrap();
-    let (manifest, text) = varve_fetch::manifest(&record, &world.sources(), &Cancel::new()).unwrap();
+    let (manifest, text) =
+        varve_fetch::manifest(&record, &world.sources(), &Cancel::new()).unwrap();
     assert_eq!(manifest.to_text(), text);
 }
 
@@ -103,7 +104,10 @@ fn too_few_signatures() {
     let (reason, text) = refused(&world, &world.sources(), day(2));
     let expected = Refusal::TooFewSignatures { role: "timestamp".into(), valid: 1, threshold: 2 };
     assert_eq!(reason, expected);
-    assert!(text.ends_with("too few signatures: the timestamp metadata has 1 good ones, 2 are needed"), "{text}");
+    assert!(
+        text.ends_with("too few signatures: the timestamp metadata has 1 good ones, 2 are needed"),
+        "{text}"
+    );
     // The same signature twice is still one.
     edit(&world, "metadata/timestamp.json", |t| {
         let one = t["signatures"][0].clone();
@@ -118,7 +122,10 @@ fn expired() {
     world.release("a", &[("a", b"a")], 4096, day(0));
     let (reason, text) = refused(&world, &world.sources(), day(31));
     assert!(matches!(&reason, Refusal::Expired { role, .. } if role == "timestamp"), "{reason:?}");
-    assert!(text.contains("expired: the timestamp metadata was valid until 2027-02-14T08:00:00Z"), "{text}");
+    assert!(
+        text.contains("expired: the timestamp metadata was valid until 2027-02-14T08:00:00Z"),
+        "{text}"
+    );
     world.repository.refresh(None, &world.keys, day(31), false).unwrap();
     refresh(&world, &world.sources(), day(31)).unwrap();
 }
@@ -163,7 +170,9 @@ fn older_than_seen() {
     let (reason, text) = refused(&world, &stick, day(2));
     assert_eq!(reason, Refusal::OlderThanSeen { role: "timestamp".into(), offered: 2, seen: 3 });
     assert!(
-        text.ends_with("older than seen: the timestamp metadata is version 2, this device has seen version 3"),
+        text.ends_with(
+            "older than seen: the timestamp metadata is version 2, this device has seen version 3"
+        ),
         "{text}"
     );
     // An old stick in front does not hide the newer server behind it.
@@ -246,7 +255,13 @@ fn missing_file() {
 #[test]
 fn not_metadata() {
     let world = World::new();
-    for bytes in [&b"not JSON"[..], b"{}", b"[1,2", b"\xff\xfe", b"{\"signed\":{\"_type\":\"root\"},\"signatures\":[]}"] {
+    for bytes in [
+        &b"not JSON"[..],
+        b"{}",
+        b"[1,2",
+        b"\xff\xfe",
+        b"{\"signed\":{\"_type\":\"root\"},\"signatures\":[]}",
+    ] {
         world.write("metadata/timestamp.json", bytes);
         let (reason, _) = refused(&world, &world.sources(), day(0));
         assert!(matches!(reason, Refusal::Malformed { .. }), "{reason:?}");
@@ -266,7 +281,10 @@ fn what_cannot_be_checked_is_not_no_update() {
     let world = World::new();
     world.release("a", &[("a", b"a")], 4096, day(0));
     let none = Sources::new(Vec::new(), hasty());
-    assert_eq!(could_not_check(&world, &none), "cannot check the repository: no source is configured");
+    assert_eq!(
+        could_not_check(&world, &none),
+        "cannot check the repository: no source is configured"
+    );
     let stick = Sources::new(vec![Arc::new(DirTransport::new("/nowhere"))], hasty());
     assert_eq!(
         could_not_check(&world, &stick),
@@ -278,7 +296,10 @@ fn what_cannot_be_checked_is_not_no_update() {
 
 fn server_with(world: &World, file: &'static str, act: Act) -> (Server, Sources) {
     let server =
-        Server::new(&world.path(), move |r| if r.path.ends_with(file) { act.clone() } else { Act::Serve });
+        Server::new(
+            &world.path(),
+            move |r| if r.path.ends_with(file) { act.clone() } else { Act::Serve },
+        );
     let sources = Sources::new(vec![http(&server.url)], hasty());
     (server, sources)
 }
@@ -400,7 +421,10 @@ fn a_retired_key_signs_nothing_any_more() {
     world.release("a", &[("a", b"a")], 4096, day(0));
     let stolen = world.temp.path().join("stolen");
     copy(&world.keys.of(Role::Timestamp), &stolen);
-    world.repository.rotate(Role::Timestamp, &RotateOptions::default(), &world.keys, day(1)).unwrap();
+    world
+        .repository
+        .rotate(Role::Timestamp, &RotateOptions::default(), &world.keys, day(1))
+        .unwrap();
     refresh(&world, &world.sources(), day(1)).unwrap();
     let by_new_key = world.read("metadata/timestamp.json");
     world.repository.refresh(None, &world.keys, day(2), false).unwrap();
@@ -438,7 +462,10 @@ fn a_root_of_trust_must_be_one() {
     let world = World::new();
     let before = World::picture(&world.trust);
     for bytes in [b"".to_vec(), b"{}".to_vec(), world.read("metadata/timestamp.json")] {
-        assert!(matches!(Trust::init(&world.trust, &bytes, day(0)), Err(TrustError::NotARoot { .. })));
+        assert!(matches!(
+            Trust::init(&world.trust, &bytes, day(0)),
+            Err(TrustError::NotARoot { .. })
+        ));
     }
     edit(&world, "metadata/1.root.json", |root| root["signed"]["version"] = 2.into());
     let bytes = world.read("metadata/1.root.json");
@@ -455,7 +482,10 @@ fn a_damaged_state_is_said_and_not_replaced() {
     bytes.truncate(bytes.len() / 2);
     std::fs::write(&state, &bytes).unwrap();
     let error = refresh(&world, &world.sources(), day(0)).unwrap_err();
-    assert!(error.to_string().starts_with("the device's trust state, trust/state, cannot be read"), "{error}");
+    assert!(
+        error.to_string().starts_with("the device's trust state, trust/state, cannot be read"),
+        "{error}"
+    );
     assert_eq!(std::fs::read(&state).unwrap(), bytes);
 }
 

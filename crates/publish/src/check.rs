@@ -48,7 +48,12 @@ impl Repository {
     /// # Errors
     /// Only when the check itself cannot go on; what is wrong with the repository is in
     /// the report.
-    pub fn check(&self, now: Timestamp, progress: &dyn Progress, cancel: &Cancel) -> Result<CheckReport> {
+    pub fn check(
+        &self,
+        now: Timestamp,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<CheckReport> {
         let mut report = CheckReport::default();
         let tuf = match self.tuf() {
             Ok(tuf) => tuf,
@@ -60,7 +65,10 @@ impl Repository {
         for (role, _, expires) in tuf.state() {
             if expires <= now {
                 let how = if role == Role::Root { "rotate root" } else { "refresh" };
-                report.problem(role.as_str(), format!("expired at {expires}: run `varve-repo {how}`"));
+                report.problem(
+                    role.as_str(),
+                    format!("expired at {expires}: run `varve-repo {how}`"),
+                );
             }
         }
         let mut packs: BTreeMap<Sha256Digest, PackRef> = BTreeMap::new();
@@ -90,12 +98,19 @@ impl Repository {
             }
             match repo::load_manifest(&self.dir, &record) {
                 Ok(manifest) => {
-                    let missing = manifest.contents().filter(|content| !here.contains(content)).count();
+                    let missing =
+                        manifest.contents().filter(|content| !here.contains(content)).count();
                     if missing > 0 {
-                        report.problem(&what, format!("{missing} contents of its manifest are in none of its packs"));
+                        report.problem(
+                            &what,
+                            format!("{missing} contents of its manifest are in none of its packs"),
+                        );
                     }
                     if manifest.totals() != record.totals {
-                        report.problem(&what, "its record states other totals than its manifest has".into());
+                        report.problem(
+                            &what,
+                            "its record states other totals than its manifest has".into(),
+                        );
                     }
                 }
                 Err(error) => report.problem(&what, text(&error)),

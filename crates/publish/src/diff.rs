@@ -105,7 +105,8 @@ impl Repository {
     /// Compares two releases, published or only built.
     pub fn diff(&self, from: &ReleaseName, to: &ReleaseName) -> Result<Diff> {
         let (old, new) = (self.side(from)?, self.side(to)?);
-        let had: HashSet<ContentDigest> = old.manifest.contents().map(|(digest, _)| digest).collect();
+        let had: HashSet<ContentDigest> =
+            old.manifest.contents().map(|(digest, _)| digest).collect();
         let mut size = SizeChange {
             from: old.manifest.totals().bytes,
             to: new.manifest.totals().bytes,
@@ -159,7 +160,9 @@ impl Repository {
                 .into_values()
                 .filter(|package| package.from != package.to || package.new_content > 0)
                 .collect();
-            list.sort_by(|a, b| b.new_content.cmp(&a.new_content).then_with(|| a.name.cmp(&b.name)));
+            list.sort_by(|a, b| {
+                b.new_content.cmp(&a.new_content).then_with(|| a.name.cmp(&b.name))
+            });
             list
         });
         Ok(Diff { from: from.clone(), to: to.clone(), packages, paths, changed_paths, size })
@@ -228,7 +231,9 @@ fn resolve(manifest: &Manifest, line: &[u8]) -> Option<TreePath> {
 fn read(reader: &mut ContentReader, manifest: &Manifest, path: &str) -> Result<Option<Vec<u8>>> {
     let entry = TreePath::new(path.as_bytes()).ok().and_then(|path| manifest.get(&path));
     match entry.map(|entry| &manifest.inode(entry).kind) {
-        Some(Kind::Regular { digest, size }) if *size > 0 => Ok(Some(reader.read(digest, MAX_DATABASE)?)),
+        Some(Kind::Regular { digest, size }) if *size > 0 => {
+            Ok(Some(reader.read(digest, MAX_DATABASE)?))
+        }
         _ => Ok(None),
     }
 }
@@ -239,9 +244,13 @@ fn parse_status(text: &str) -> BTreeMap<String, String> {
     let mut all: Vec<(String, String, String)> = Vec::new();
     for paragraph in text.split("\n\n") {
         let field = |name: &str| {
-            paragraph.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).map(str::to_owned)
+            paragraph
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+                .map(str::to_owned)
         };
-        if let (Some(package), Some(version), Some(status)) = (field("Package"), field("Version"), field("Status"))
+        if let (Some(package), Some(version), Some(status)) =
+            (field("Package"), field("Version"), field("Status"))
             && status.ends_with(" installed")
         {
             all.push((package, field("Architecture").unwrap_or_default(), version));
@@ -249,11 +258,18 @@ fn parse_status(text: &str) -> BTreeMap<String, String> {
     }
     let several: HashSet<String> = {
         let mut seen = HashSet::new();
-        all.iter().filter(|(package, ..)| !seen.insert(package.clone())).map(|(p, ..)| p.clone()).collect()
+        all.iter()
+            .filter(|(package, ..)| !seen.insert(package.clone()))
+            .map(|(p, ..)| p.clone())
+            .collect()
     };
     all.into_iter()
         .map(|(package, architecture, version)| {
-            let name = if several.contains(&package) { format!("{package}:{architecture}") } else { package };
+            let name = if several.contains(&package) {
+                format!("{package}:{architecture}")
+            } else {
+                package
+            };
             (name, version)
         })
         .collect()

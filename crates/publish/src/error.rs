@@ -91,13 +91,17 @@ pub enum PublishError {
         name: ReleaseName,
     },
     /// A published release is never changed.
-    #[error("a release {name} is published already, and a published release never changes: build it under another name")]
+    #[error(
+        "a release {name} is published already, and a published release never changes: build it under another name"
+    )]
     Published {
         /// Its name.
         name: ReleaseName,
     },
     /// A sequence that is not the newest of its channel.
-    #[error("sequence {asked} is not above {newest}, the newest of the channel {channel}: no device would take it")]
+    #[error(
+        "sequence {asked} is not above {newest}, the newest of the channel {channel}: no device would take it"
+    )]
     Sequence {
         /// What was asked for.
         asked: u64,

@@ -74,10 +74,9 @@ impl fmt::Display for Role {
 impl FromStr for Role {
     type Err = String;
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        Role::ALL
-            .into_iter()
-            .find(|role| role.as_str() == text)
-            .ok_or_else(|| format!("{text:?} is not a role: root, targets, snapshot or timestamp is expected"))
+        Role::ALL.into_iter().find(|role| role.as_str() == text).ok_or_else(|| {
+            format!("{text:?} is not a role: root, targets, snapshot or timestamp is expected")
+        })
     }
 }
 
@@ -115,7 +114,10 @@ pub struct SigningKey {
 
 impl fmt::Debug for SigningKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SigningKey").field("path", &self.path).field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("SigningKey")
+            .field("path", &self.path)
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -124,8 +126,9 @@ impl SigningKey {
     /// missing, readable by its owner alone.
     pub fn generate(dirs: &KeyDirs, role: Role) -> Result<Self> {
         let path = dirs.of(role);
-        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
-            .map_err(|_| PublishError::Key { path: path.clone(), reason: "no random numbers".into() })?;
+        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| {
+            PublishError::Key { path: path.clone(), reason: "no random numbers".into() }
+        })?;
         let mut key = Self::parse(document.as_ref(), &path)?;
         let dir = make_directories(&path)?;
         let name = format!("{role}-{}.key", &key.id[..8]);
@@ -144,7 +147,11 @@ impl SigningKey {
         };
         let mut keys = Vec::new();
         for entry in dir.names()? {
-            if entry.name.to_str().is_some_and(|name| name.ends_with(".key") && !name.starts_with('.')) {
+            if entry
+                .name
+                .to_str()
+                .is_some_and(|name| name.ends_with(".key") && !name.starts_with('.'))
+            {
                 let bytes = dir.read(&entry.name, 64 << 10)?;
                 keys.push(Self::parse(&bytes, &path.join(&entry.name))?);
             }
@@ -197,7 +204,8 @@ impl SigningKey {
 impl KeySource for SigningKey {
     async fn as_sign(
         &self,
-    ) -> std::result::Result<Box<dyn Sign>, Box<dyn std::error::Error + Send + Sync + 'static>> {
+    ) -> std::result::Result<Box<dyn Sign>, Box<dyn std::error::Error + Send + Sync + 'static>>
+    {
         Ok(Box::new(parse_keypair(&self.pkcs8)?))
     }
 
@@ -219,7 +227,8 @@ fn make_directories(path: &Path) -> Result<Dir> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Ok(Dir::open(path)?);
     };
-    let parent = if parent.as_os_str().is_empty() { Dir::open(".")? } else { make_directories(parent)? };
+    let parent =
+        if parent.as_os_str().is_empty() { Dir::open(".")? } else { make_directories(parent)? };
     let dir = parent.make_dir(name, 0o700)?;
     durable::sync_directory(&parent)?;
     Ok(dir)

@@ -48,7 +48,13 @@ impl Prune {
 impl Repository {
     /// Takes releases out, then deletes every file that no release, published or pending,
     /// names. With `dry_run` only says what it would do.
-    pub fn prune(&self, keep: &Keep, dirs: &KeyDirs, now: Timestamp, dry_run: bool) -> Result<Prune> {
+    pub fn prune(
+        &self,
+        keep: &Keep,
+        dirs: &KeyDirs,
+        now: Timestamp,
+        dry_run: bool,
+    ) -> Result<Prune> {
         let tuf = self.tuf()?;
         let all = published(&tuf.targets.signed);
         let leaves = |release: &Published| match keep {
@@ -99,7 +105,12 @@ impl Repository {
     }
 
     /// Every file that is needed, relative to the repository.
-    fn named_files(&self, stay: &[Published], targets: u64, snapshot: u64) -> Result<BTreeSet<String>> {
+    fn named_files(
+        &self,
+        stay: &[Published],
+        targets: u64,
+        snapshot: u64,
+    ) -> Result<BTreeSet<String>> {
         let mut named = BTreeSet::new();
         for release in stay {
             named.insert(format!("targets/{}", release.record_file()));

@@ -100,7 +100,12 @@ pub struct SignedRoleState {
 impl Repository {
     /// Makes a repository in `path`, which must be missing or empty of one, and its keys.
     /// Returns it and the path of the root of trust to hand to devices.
-    pub fn init(path: &Path, dirs: &KeyDirs, options: &InitOptions, now: Timestamp) -> Result<Self> {
+    pub fn init(
+        path: &Path,
+        dirs: &KeyDirs,
+        options: &InitOptions,
+        now: Timestamp,
+    ) -> Result<Self> {
         let dir = open_or_make(path)?;
         let metadata = dir.make_dir("metadata", 0o755)?;
         if metadata.stat_opt("1.root.json")?.is_some() {
@@ -129,11 +134,21 @@ impl Repository {
         let signer = Signer { dirs, roots: vec![root.clone()], extra: Vec::new() };
         let root = signer.root(root)?;
         let targets = signer.targets(tuf::no_targets(1, repository.expiry(Role::Targets, now)))?;
-        let snapshot = signer.snapshot(1, repository.expiry(Role::Snapshot, now), tuf::describe(&targets))?;
-        let timestamp = signer.timestamp(1, repository.expiry(Role::Timestamp, now), tuf::describe(&snapshot))?;
+        let snapshot =
+            signer.snapshot(1, repository.expiry(Role::Snapshot, now), tuf::describe(&targets))?;
+        let timestamp = signer.timestamp(
+            1,
+            repository.expiry(Role::Timestamp, now),
+            tuf::describe(&snapshot),
+        )?;
         durable::sync_directory(&repository.dir)?;
-        Update { root: Some(root), targets: Some(targets), snapshot: Some(snapshot), timestamp: Some(timestamp) }
-            .commit(&metadata)?;
+        Update {
+            root: Some(root),
+            targets: Some(targets),
+            snapshot: Some(snapshot),
+            timestamp: Some(timestamp),
+        }
+        .commit(&metadata)?;
         Ok(repository)
     }
 
@@ -159,7 +174,8 @@ impl Repository {
 
     /// Takes the lock that every change needs; held until dropped.
     pub fn lock(&self) -> Result<Lock> {
-        Lock::try_take(&self.dir, ".lock")?.ok_or_else(|| PublishError::Locked { path: self.path.clone() })
+        Lock::try_take(&self.dir, ".lock")?
+            .ok_or_else(|| PublishError::Locked { path: self.path.clone() })
     }
 
     /// The versions and expiries of the four roles.
@@ -177,7 +193,11 @@ impl Repository {
         let Some(dir) = self.dir.open_dir_opt("pending")? else { return Ok(Vec::new()) };
         let mut records = Vec::new();
         for entry in dir.names()? {
-            if entry.name.to_str().is_some_and(|name| name.ends_with(".json") && !name.starts_with('.')) {
+            if entry
+                .name
+                .to_str()
+                .is_some_and(|name| name.ends_with(".json") && !name.starts_with('.'))
+            {
                 let bytes = dir.read(&entry.name, MAX_RECORD)?;
                 records.push(parse_record(&bytes, &format!("pending/{}", entry.name.display()))?);
             }
@@ -202,8 +222,13 @@ impl Repository {
         let file = release.record_file();
         let path = format!("targets/{file}");
         let bytes = self.dir.open_dir("targets")?.read(&file, MAX_RECORD)?;
-        if Sha256Digest::of(&bytes) != release.record_sha256 || bytes.len() as u64 != release.record_size {
-            return Err(PublishError::Stored { path, reason: "it is not the record that is signed".into() });
+        if Sha256Digest::of(&bytes) != release.record_sha256
+            || bytes.len() as u64 != release.record_size
+        {
+            return Err(PublishError::Stored {
+                path,
+                reason: "it is not the record that is signed".into(),
+            });
         }
         parse_record(&bytes, &path)
     }
@@ -233,11 +258,16 @@ impl Repository {
             .ok_or_else(|| PublishError::NotBuilt { name: name.clone() })?;
         let record = parse_record(&bytes, &format!("pending/{file}"))?;
         self.stored(&record)?;
-        let newest = all.iter().filter(|r| r.channel == channel).map(|r| r.sequence).max().unwrap_or(0);
+        let newest =
+            all.iter().filter(|r| r.channel == channel).map(|r| r.sequence).max().unwrap_or(0);
         let last = all.iter().map(|r| r.sequence).max().unwrap_or(0);
         let sequence = sequence.unwrap_or(last + 1);
         if sequence <= newest {
-            return Err(PublishError::Sequence { asked: sequence, newest, channel: channel.to_owned() });
+            return Err(PublishError::Sequence {
+                asked: sequence,
+                newest,
+                channel: channel.to_owned(),
+            });
         }
         let release = Published {
             name: name.clone(),
@@ -255,7 +285,12 @@ impl Repository {
         if dry_run {
             return Ok(release);
         }
-        durable::replace_file(&self.dir.open_dir("targets")?, &release.record_file(), &bytes, 0o644)?;
+        durable::replace_file(
+            &self.dir.open_dir("targets")?,
+            &release.record_file(),
+            &bytes,
+            0o644,
+        )?;
         update.commit(&self.metadata()?)?;
         pending.unlink(&file)?;
         Ok(release)
@@ -300,7 +335,8 @@ impl Repository {
                 None => tuf.snapshot.signed.meta.get("targets.json").cloned(),
             };
             if let Some(targets) = described {
-                let signed = signer.snapshot(snapshot.1 + 1, self.expiry(Role::Snapshot, now), targets)?;
+                let signed =
+                    signer.snapshot(snapshot.1 + 1, self.expiry(Role::Snapshot, now), targets)?;
                 snapshot_meta = Some(tuf::describe(&signed));
                 update.snapshot = Some(signed);
             }
@@ -309,7 +345,8 @@ impl Repository {
         if let Some(meta) = snapshot_meta
             && !only_root
         {
-            update.timestamp = Some(signer.timestamp(timestamp.1 + 1, self.expiry(Role::Timestamp, now), meta)?);
+            update.timestamp =
+                Some(signer.timestamp(timestamp.1 + 1, self.expiry(Role::Timestamp, now), meta)?);
         }
         let after = after(&tuf, &update);
         if !dry_run {
@@ -343,17 +380,31 @@ impl Repository {
         targets.expires = self.expiry(Role::Targets, now);
         let targets = signer.targets(targets)?;
         let [_, _, snapshot, timestamp] = tuf.state();
-        let snapshot =
-            signer.snapshot(snapshot.1 + 1, self.expiry(Role::Snapshot, now), tuf::describe(&targets))?;
-        let timestamp =
-            signer.timestamp(timestamp.1 + 1, self.expiry(Role::Timestamp, now), tuf::describe(&snapshot))?;
-        Ok(Update { root: None, targets: Some(targets), snapshot: Some(snapshot), timestamp: Some(timestamp) })
+        let snapshot = signer.snapshot(
+            snapshot.1 + 1,
+            self.expiry(Role::Snapshot, now),
+            tuf::describe(&targets),
+        )?;
+        let timestamp = signer.timestamp(
+            timestamp.1 + 1,
+            self.expiry(Role::Timestamp, now),
+            tuf::describe(&snapshot),
+        )?;
+        Ok(Update {
+            root: None,
+            targets: Some(targets),
+            snapshot: Some(snapshot),
+            timestamp: Some(timestamp),
+        })
     }
 
     /// Checks that what a record names is there: lengths of everything, and the digests of
     /// manifest and indexes. (`check` reads the packs too.)
     fn stored(&self, record: &ReleaseRecord) -> Result<()> {
-        let wrong = |path: &str, reason: &str| PublishError::Stored { path: path.to_owned(), reason: reason.into() };
+        let wrong = |path: &str, reason: &str| PublishError::Stored {
+            path: path.to_owned(),
+            reason: reason.into(),
+        };
         let path = StoredManifest::path(&record.digest);
         let manifest = self.read(&path, record.manifest.size)?;
         if Sha256Digest::of(&manifest) != record.manifest.sha256 {
@@ -377,7 +428,8 @@ impl Repository {
     /// Reads a file of the repository of exactly this length.
     pub(crate) fn read(&self, path: &str, size: u64) -> Result<Vec<u8>> {
         let bytes = self.dir.read_opt(path, size)?;
-        let wrong = |reason: &str| PublishError::Stored { path: path.to_owned(), reason: reason.into() };
+        let wrong =
+            |reason: &str| PublishError::Stored { path: path.to_owned(), reason: reason.into() };
         match bytes {
             None => Err(wrong("it is missing")),
             Some(bytes) if bytes.len() as u64 == size => Ok(bytes),
@@ -417,7 +469,10 @@ pub(crate) fn published(targets: &Targets) -> Vec<Published> {
     let mut releases: Vec<_> =
         targets.targets.iter().filter_map(|(name, target)| read_target(name, target)).collect();
     releases.sort_by(|a, b| {
-        a.channel.cmp(&b.channel).then(b.sequence.cmp(&a.sequence)).then_with(|| a.name.cmp(&b.name))
+        a.channel
+            .cmp(&b.channel)
+            .then(b.sequence.cmp(&a.sequence))
+            .then_with(|| a.name.cmp(&b.name))
     });
     releases
 }

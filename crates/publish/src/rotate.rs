@@ -59,10 +59,12 @@ impl Repository {
     ) -> Result<Rotation> {
         let tuf = self.tuf()?;
         let old_root = tuf.root.signed.clone();
-        let (old_ids, old_threshold) = old_root.roles.get(&role.tuf()).map_or((Vec::new(), 1), |keys| {
-            let ids = keys.keyids.iter().map(|id| varve_format::id::to_hex(id.as_ref())).collect();
-            (ids, u32::try_from(keys.threshold.get()).unwrap_or(u32::MAX))
-        });
+        let (old_ids, old_threshold) =
+            old_root.roles.get(&role.tuf()).map_or((Vec::new(), 1), |keys| {
+                let ids =
+                    keys.keyids.iter().map(|id| varve_format::id::to_hex(id.as_ref())).collect();
+                (ids, u32::try_from(keys.threshold.get()).unwrap_or(u32::MAX))
+            });
         let count = options.keys.unwrap_or(old_ids.len() as u32);
         let threshold = options.threshold.unwrap_or(old_threshold);
         if threshold == 0 || threshold > count {
@@ -108,7 +110,8 @@ impl Repository {
                 None => tuf.snapshot.signed.meta.get("targets.json").cloned(),
             };
             if let Some(described) = described {
-                let signed = signer.snapshot(snapshot.1 + 1, self.expiry(Role::Snapshot, now), described)?;
+                let signed =
+                    signer.snapshot(snapshot.1 + 1, self.expiry(Role::Snapshot, now), described)?;
                 snapshot_meta = Some(tuf::describe(&signed));
                 update.snapshot = Some(signed);
             }
@@ -116,7 +119,8 @@ impl Repository {
         if role != Role::Root
             && let Some(meta) = snapshot_meta
         {
-            update.timestamp = Some(signer.timestamp(timestamp.1 + 1, self.expiry(Role::Timestamp, now), meta)?);
+            update.timestamp =
+                Some(signer.timestamp(timestamp.1 + 1, self.expiry(Role::Timestamp, now), meta)?);
         }
         update.commit(&self.metadata()?)?;
         for key in &old_keys {

@@ -73,7 +73,10 @@ impl Settings {
         let text = String::from_utf8(bytes).map_err(|error| bad(error.to_string()))?;
         let settings: Self = toml::from_str(&text).map_err(|error| bad(error.to_string()))?;
         if settings.format != 1 {
-            return Err(bad(format!("format {} is not known; this version writes format 1", settings.format)));
+            return Err(bad(format!(
+                "format {} is not known; this version writes format 1",
+                settings.format
+            )));
         }
         Ok(settings)
     }

@@ -71,9 +71,11 @@ impl Tuf {
         }
         let (timestamp, _): (Signed<TimestampRole>, _) = parse(metadata, "timestamp.json")?;
         verify(&root.signed, &timestamp, "timestamp.json")?;
-        let (snapshot, file) = named::<Snapshot>(metadata, "snapshot", timestamp.signed.meta.get("snapshot.json"))?;
+        let (snapshot, file) =
+            named::<Snapshot>(metadata, "snapshot", timestamp.signed.meta.get("snapshot.json"))?;
         verify(&root.signed, &snapshot, &file)?;
-        let (targets, file) = named::<Targets>(metadata, "targets", snapshot.signed.meta.get("targets.json"))?;
+        let (targets, file) =
+            named::<Targets>(metadata, "targets", snapshot.signed.meta.get("targets.json"))?;
         verify(&root.signed, &targets, &file)?;
         Ok(Self { root, targets, snapshot, timestamp })
     }
@@ -100,10 +102,15 @@ pub(crate) struct Signer<'a> {
 }
 
 impl Signer<'_> {
-    fn sign<T: TufRole + Serialize + Clone>(&self, role: Role, document: T) -> Result<SignedRole<T>> {
+    fn sign<T: TufRole + Serialize + Clone>(
+        &self,
+        role: Role,
+        document: T,
+    ) -> Result<SignedRole<T>> {
         let mut keys = SigningKey::load_all(self.dirs, role)?;
         keys.extend(self.extra.iter().cloned());
-        let failed = |error: tough::error::Error| PublishError::Sign { role, reason: error.to_string() };
+        let failed =
+            |error: tough::error::Error| PublishError::Sign { role, reason: error.to_string() };
         let sources: Vec<Box<dyn KeySource>> =
             keys.iter().map(|key| Box::new(key.clone()) as Box<dyn KeySource>).collect();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -114,11 +121,18 @@ impl Signer<'_> {
             self.enough(role, root, &keys)?;
             let holder = KeyHolder::Root(root.clone());
             let signed = runtime
-                .block_on(SignedRole::new(document.clone(), &holder, &sources, &SystemRandom::new()))
+                .block_on(SignedRole::new(
+                    document.clone(),
+                    &holder,
+                    &sources,
+                    &SystemRandom::new(),
+                ))
                 .map_err(failed)?;
             all = Some(match all {
                 None => signed,
-                Some(all) => all.add_old_signatures(signed.signed().signatures.clone()).map_err(failed)?,
+                Some(all) => {
+                    all.add_old_signatures(signed.signed().signatures.clone()).map_err(failed)?
+                }
             });
         }
         all.ok_or_else(|| PublishError::Sign { role, reason: "there is no root".into() })
@@ -130,7 +144,9 @@ impl Signer<'_> {
         };
         let have = keys
             .iter()
-            .filter(|key| listed.keyids.iter().any(|id| varve_format::id::to_hex(id.as_ref()) == key.id()))
+            .filter(|key| {
+                listed.keyids.iter().any(|id| varve_format::id::to_hex(id.as_ref()) == key.id())
+            })
             .count() as u64;
         let threshold = listed.threshold.get();
         if have < threshold {
@@ -217,7 +233,12 @@ pub(crate) fn root_with(
 }
 
 /// Gives a role these keys and no others; keys that no role has any more leave the root.
-pub(crate) fn set_role(root: &mut Root, role: Role, threshold: u32, keys: &[SigningKey]) -> Result<()> {
+pub(crate) fn set_role(
+    root: &mut Root,
+    role: Role,
+    threshold: u32,
+    keys: &[SigningKey],
+) -> Result<()> {
     let count = keys.len() as u32;
     if threshold == 0 || threshold > count {
         return Err(PublishError::Threshold { role, threshold, keys: count });
@@ -228,7 +249,8 @@ pub(crate) fn set_role(root: &mut Root, role: Role, threshold: u32, keys: &[Sign
         root.keys.insert(id.clone(), public);
         keyids.push(id);
     }
-    let keys = RoleKeys { keyids, threshold: nonzero(u64::from(threshold)), _extra: HashMap::new() };
+    let keys =
+        RoleKeys { keyids, threshold: nonzero(u64::from(threshold)), _extra: HashMap::new() };
     root.roles.insert(role.tuf(), keys);
     let used: Vec<_> = root.roles.values().flat_map(|role| role.keyids.clone()).collect();
     root.keys.retain(|id, _| used.contains(id));
@@ -286,7 +308,11 @@ fn named<T: TufRole + DeserializeOwned>(
     let matches = digest == Some(&Sha256Digest::of(&bytes).0[..])
         && meta.length == Some(bytes.len() as u64)
         && document.signed.version() == meta.version;
-    if matches { Ok((document, file)) } else { Err(bad(&file, "it is not the document that is named")) }
+    if matches {
+        Ok((document, file))
+    } else {
+        Err(bad(&file, "it is not the document that is named"))
+    }
 }
 
 fn verify<T: TufRole + Serialize>(root: &Root, document: &Signed<T>, file: &str) -> Result<()> {

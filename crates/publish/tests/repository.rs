@@ -46,8 +46,14 @@ impl World {
         }
         let options = BuildOptions::new(name.parse().unwrap());
         let repository = Dir::open(self.repository.path()).unwrap();
-        varve_build::build(Source::open(&tree).unwrap(), &repository, &options, &Silent, &Cancel::new())
-            .unwrap();
+        varve_build::build(
+            Source::open(&tree).unwrap(),
+            &repository,
+            &options,
+            &Silent,
+            &Cancel::new(),
+        )
+        .unwrap();
     }
 
     fn publish(&self, name: &str, number: i64) {
@@ -66,7 +72,12 @@ impl World {
     }
 
     fn names(&self) -> Vec<String> {
-        self.repository.list().unwrap().into_iter().map(|release| release.name.to_string()).collect()
+        self.repository
+            .list()
+            .unwrap()
+            .into_iter()
+            .map(|release| release.name.to_string())
+            .collect()
     }
 
     fn file(&self, path: &str) -> PathBuf {
@@ -146,7 +157,9 @@ fn what_cannot_be_published_is_not() {
         .publish(&"b".parse().unwrap(), "stable", None, &elsewhere, day(2), false)
         .unwrap_err();
     assert!(
-        error.to_string().starts_with("the targets role needs signatures of 1 of its keys; 0 of them are in"),
+        error
+            .to_string()
+            .starts_with("the targets role needs signatures of 1 of its keys; 0 of them are in"),
         "{error}"
     );
     assert_eq!(world.names(), ["a"]);
@@ -167,7 +180,8 @@ fn only_one_writer_at_a_time() {
 #[test]
 fn init_refuses_what_would_do_harm() {
     let world = World::new();
-    let again = Repository::init(world.repository.path(), &world.keys, &InitOptions::default(), day(0));
+    let again =
+        Repository::init(world.repository.path(), &world.keys, &InitOptions::default(), day(0));
     assert!(matches!(again, Err(PublishError::Exists { .. })));
     let mut options = InitOptions::default();
     options.roles[0] = RoleOptions { keys: 1, threshold: 2 };
@@ -197,7 +211,11 @@ fn keys_are_their_owners_alone_and_root_may_lie_elsewhere() {
         world.repository.rotate(Role::Timestamp, &RotateOptions::default(), keys, day(21))
     };
     assert!(matches!(rotate(&world.keys), Err(PublishError::MissingKeys { role: Role::Root, .. })));
-    assert_eq!(SigningKey::load_all(&world.keys, Role::Timestamp).unwrap().len(), 1, "no key was made");
+    assert_eq!(
+        SigningKey::load_all(&world.keys, Role::Timestamp).unwrap().len(),
+        1,
+        "no key was made"
+    );
     rotate(&KeyDirs { root: drawer, online: world.keys.online.clone() }).unwrap();
     assert_eq!(world.check(21).problems, []);
 }
@@ -208,12 +226,15 @@ fn every_role_rotates_also_when_its_key_is_lost() {
     world.release("a", &[("x", b"one")], 1);
     for (number, role) in Role::ALL.into_iter().enumerate() {
         let old = SigningKey::load_all(&world.keys, role).unwrap();
-        let options = RotateOptions { keys: Some(3), threshold: Some(2), ..RotateOptions::default() };
+        let options =
+            RotateOptions { keys: Some(3), threshold: Some(2), ..RotateOptions::default() };
         let rotation = world.repository.rotate(role, &options, &world.keys, day(2)).unwrap();
         assert_eq!(rotation.new_keys.len(), 3);
         assert_eq!(rotation.old_keys, [old[0].id()]);
         assert!(!old[0].path().exists());
-        assert!(world.keys.of(role).join("retired").join(old[0].path().file_name().unwrap()).exists());
+        assert!(
+            world.keys.of(role).join("retired").join(old[0].path().file_name().unwrap()).exists()
+        );
         assert!(world.file(&format!("metadata/{}.root.json", number + 2)).exists());
         assert_eq!(world.check(2).problems, []);
     }
@@ -287,7 +308,8 @@ fn prune_deletes_what_nothing_names_and_nothing_else() {
 #[test]
 fn check_finds_every_kind_of_damage() {
     let world = World::new();
-    let noise: Vec<u8> = (0..300_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let noise: Vec<u8> =
+        (0..300_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     world.release("a", &[("x", b"one"), ("y", &noise)], 1);
     let record = world.repository.record(&"a".parse().unwrap()).unwrap();
     let target = fs::read_dir(world.file("targets")).unwrap().next().unwrap().unwrap().path();
@@ -311,7 +333,8 @@ fn check_finds_every_kind_of_damage() {
                 Some(bytes) => fs::write(&file, bytes).unwrap(),
                 None => fs::remove_file(&file).unwrap(),
             }
-            let problems = world.repository.check(day(2), &Silent, &Cancel::new()).map(|r| r.problems);
+            let problems =
+                world.repository.check(day(2), &Silent, &Cancel::new()).map(|r| r.problems);
             assert!(problems.as_ref().map_or(true, |p| !p.is_empty()), "{}", file.display());
             fs::write(&file, &good).unwrap();
         }
@@ -357,7 +380,9 @@ fn diff_tells_packages_and_paths() {
         .map(|p| (p.name.as_str(), p.from.as_deref(), p.to.as_deref(), p.new_content))
         .collect();
     assert_eq!(rows, [("a", Some("1.0"), Some("1.1"), 19), ("fresh", None, Some("0.1"), 0)]);
-    let path = |wanted: &str| diff.paths.iter().find(|p| p.path.ends_with(wanted)).map(|p| (p.kind, p.from, p.to));
+    let path = |wanted: &str| {
+        diff.paths.iter().find(|p| p.path.ends_with(wanted)).map(|p| (p.kind, p.from, p.to))
+    };
     assert_eq!(path("etc/gone"), Some((PathChangeKind::Removed, 1, 0)));
     assert_eq!(path("etc/made"), Some((PathChangeKind::Added, 0, 7)));
     assert_eq!(path("usr/bin/tool"), None, "it belongs to a package");

@@ -6,7 +6,9 @@ use std::fmt::Write;
 use jiff::Timestamp;
 use varve_build::{BuildError, BuildReport};
 use varve_format::release::ReleaseRecord;
-use varve_publish::{CheckReport, Diff, PathChange, PathChangeKind, Prune, PublishError, Published};
+use varve_publish::{
+    CheckReport, Diff, PathChange, PathChangeKind, Prune, PublishError, Published,
+};
 use varve_term::{Columns, Exit, human};
 
 /// Paths that `diff` shows without `--all`.
@@ -17,10 +19,14 @@ pub(crate) fn explain(error: &(dyn Error + 'static)) -> (Exit, Option<&'static s
     if let Some(error) = error.downcast_ref::<PublishError>() {
         return match error {
             PublishError::Cancelled(_) => (Exit::Interrupted, None),
-            PublishError::Locked { .. } => (Exit::Refused, Some("wait until the other command is done")),
+            PublishError::Locked { .. } => {
+                (Exit::Refused, Some("wait until the other command is done"))
+            }
             PublishError::NotARepository { .. } => (
                 Exit::Usage,
-                Some("name the repository with --repo, or make one with `varve-repo --repo DIR init`"),
+                Some(
+                    "name the repository with --repo, or make one with `varve-repo --repo DIR init`",
+                ),
             ),
             PublishError::MissingKeys { .. } => (
                 Exit::Refused,
@@ -33,10 +39,14 @@ pub(crate) fn explain(error: &(dyn Error + 'static)) -> (Exit, Option<&'static s
             | PublishError::Published { .. }
             | PublishError::Sequence { .. }
             | PublishError::Threshold { .. } => (Exit::Refused, None),
-            PublishError::Metadata { .. } | PublishError::Stored { .. } | PublishError::Repo(_) => (
-                Exit::Untrusted,
-                Some("`varve-repo check` says everything that is wrong; restore the files from a copy"),
-            ),
+            PublishError::Metadata { .. } | PublishError::Stored { .. } | PublishError::Repo(_) => {
+                (
+                    Exit::Untrusted,
+                    Some(
+                        "`varve-repo check` says everything that is wrong; restore the files from a copy",
+                    ),
+                )
+            }
             _ => (Exit::Failed, None),
         };
     }
@@ -104,13 +114,22 @@ pub(crate) fn record(record: &ReleaseRecord, release: Option<&Published>) -> Str
         ("architecture", &record.architecture),
         ("notes", &record.notes),
     ];
-    rows.extend(optional.into_iter().filter(|(_, text)| !text.is_empty()).map(|(k, v)| (k, v.clone())));
+    rows.extend(
+        optional.into_iter().filter(|(_, text)| !text.is_empty()).map(|(k, v)| (k, v.clone())),
+    );
     rows.extend(record.kernel.as_ref().map(|k| ("kernel", format!("{} ({})", k.version, k.image))));
     rows.push(("paths", human::count(record.totals.paths)));
     rows.push(("size", human::bytes(record.totals.bytes)));
     rows.push(("manifest", human::bytes(record.manifest.size)));
     let packs: u64 = record.packs.iter().map(|pack| pack.size).sum();
-    rows.push(("packs", format!("{} in {}", human::bytes(packs), human::plural(record.packs.len() as u64, "pack", "packs"))));
+    rows.push((
+        "packs",
+        format!(
+            "{} in {}",
+            human::bytes(packs),
+            human::plural(record.packs.len() as u64, "pack", "packs")
+        ),
+    ));
     let mut text = String::new();
     for (key, value) in rows {
         let _ = writeln!(text, "{key:<13} {value}");
@@ -185,7 +204,11 @@ pub(crate) fn pruned(prune: &Prune, dry_run: bool) -> String {
         if dry_run { ("Would take out", "Would delete") } else { ("Took out", "Deleted") };
     let mut text = String::new();
     for release in &prune.releases {
-        let _ = writeln!(text, "{took} {} (number {} in {})", release.name, release.sequence, release.channel);
+        let _ = writeln!(
+            text,
+            "{took} {} (number {} in {})",
+            release.name, release.sequence, release.channel
+        );
     }
     if prune.releases.is_empty() && prune.files.is_empty() {
         return "There is nothing to prune.\n".into();

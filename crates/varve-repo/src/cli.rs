@@ -12,7 +12,7 @@ use varve_publish::Role;
 /// (which signs the list of releases), and put the directory on any HTTP server or USB
 /// stick.
 #[derive(Debug, Parser)]
-#[command(name = "varve-repo", version, max_term_width = 100)]
+#[command(name = "varve-repo", version, max_term_width = 100, args_override_self = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,

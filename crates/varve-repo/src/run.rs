@@ -64,7 +64,8 @@ pub(crate) fn run(cli: Cli, cancel: &Cancel) -> Outcome {
             let before = repository.roles()?;
             let chosen = (!roles.is_empty()).then_some(&roles[..]);
             let after = repository.refresh(chosen, &keys, now, dry_run)?;
-            let signed: Vec<_> = after.iter().filter(|role| !before.contains(role)).cloned().collect();
+            let signed: Vec<_> =
+                after.iter().filter(|role| !before.contains(role)).cloned().collect();
             say(global, json!({ "dry_run": dry_run, "signed": signed, "roles": after }), || {
                 let verb = if dry_run { "Would sign" } else { "Signed" };
                 format!("{verb}:\n{}", roles_table(&signed, now))
@@ -102,7 +103,8 @@ fn key_dirs(global: &Global) -> Result<KeyDirs, Box<dyn Error>> {
 fn init(init: &Init, global: &Global, keys: &KeyDirs, now: Timestamp) -> Outcome {
     let mut options = InitOptions::default();
     for (at, role) in Role::ALL.into_iter().enumerate() {
-        let of = |list: &[(Role, u32)]| list.iter().rev().find(|(r, _)| *r == role).map(|(_, n)| *n);
+        let of =
+            |list: &[(Role, u32)]| list.iter().rev().find(|(r, _)| *r == role).map(|(_, n)| *n);
         let threshold = of(&init.thresholds).unwrap_or(1);
         options.roles[at].threshold = threshold;
         options.roles[at].keys = of(&init.key_counts).unwrap_or(threshold);
@@ -223,7 +225,8 @@ fn list(repository: &Repository, global: &Global, now: Timestamp) -> Outcome {
         .collect();
     say(global, json!({ "releases": all, "pending": pending_names, "roles": roles }), || {
         let mut text = String::new();
-        let mut table = Columns::new(&["RELEASE", "CHANNEL", ">SEQ", "PUBLISHED", ">SIZE", ">PATHS", "TITLE"]);
+        let mut table =
+            Columns::new(&["RELEASE", "CHANNEL", ">SEQ", "PUBLISHED", ">SIZE", ">PATHS", "TITLE"]);
         for (release, record) in releases.iter().zip(&records) {
             table.row(row(release, record.as_ref()));
         }
@@ -258,12 +261,23 @@ fn roles_table(roles: &[SignedRoleState], now: Timestamp) -> String {
             ..=0 => "expired".to_owned(),
             left => human::duration(std::time::Duration::from_secs(left.unsigned_abs())),
         };
-        table.row([role.role.to_string(), role.version.to_string(), answer::day(role.expires), left]);
+        table.row([
+            role.role.to_string(),
+            role.version.to_string(),
+            answer::day(role.expires),
+            left,
+        ]);
     }
     table.to_string()
 }
 
-fn prune(prune: Prune, repository: &Repository, global: &Global, keys: &KeyDirs, now: Timestamp) -> Outcome {
+fn prune(
+    prune: Prune,
+    repository: &Repository,
+    global: &Global,
+    keys: &KeyDirs,
+    now: Timestamp,
+) -> Outcome {
     let _lock = repository.lock()?;
     let keep = match prune.keep {
         Some(count) => Keep::Newest(count),
@@ -295,7 +309,10 @@ fn rotate(
         for key in &rotation.new_keys {
             text.push_str(&format!("  {}\n", &key[..16]));
         }
-        text.push_str(&format!("Devices follow by themselves.\n\n{}", roles_table(&rotation.roles, now)));
+        text.push_str(&format!(
+            "Devices follow by themselves.\n\n{}",
+            roles_table(&rotation.roles, now)
+        ));
         text
     })
 }

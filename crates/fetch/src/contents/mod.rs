@@ -56,7 +56,9 @@ pub enum ContentsError {
         digest: ContentDigest,
     },
     /// Manifest and index disagree.
-    #[error("content {digest} has {manifest} bytes by the manifest and {index} by the pack's index")]
+    #[error(
+        "content {digest} has {manifest} bytes by the manifest and {index} by the pack's index"
+    )]
     OtherSize {
         /// The content.
         digest: ContentDigest,
@@ -341,7 +343,8 @@ fn write(
             cancelled = true;
             stop();
         }
-        let Decoded { job, bytes, verdicts } = match frames.recv_timeout(Duration::from_millis(100)) {
+        let Decoded { job, bytes, verdicts } = match frames.recv_timeout(Duration::from_millis(100))
+        {
             Ok(frame) => frame,
             Err(RecvTimeoutError::Timeout) => {
                 store.commit_if_due()?;

@@ -107,13 +107,19 @@ impl Plan {
                 plan.reused += size;
                 continue;
             }
-            let Some((at, location)) =
-                packs.iter().enumerate().find_map(|(at, (_, index))| Some((at, index.find(&digest)?)))
+            let Some((at, location)) = packs
+                .iter()
+                .enumerate()
+                .find_map(|(at, (_, index))| Some((at, index.find(&digest)?)))
             else {
                 return Err(ContentsError::NotInPacks { digest });
             };
             if location.size != size {
-                return Err(ContentsError::OtherSize { digest, manifest: size, index: location.size });
+                return Err(ContentsError::OtherSize {
+                    digest,
+                    manifest: size,
+                    index: location.size,
+                });
             }
             let index = &packs[at].1;
             let part = here.parts.get(&digest).copied().unwrap_or(0);
@@ -127,7 +133,8 @@ impl Plan {
                 if offset + length <= part && offset == resume && offset + length < size {
                     resume = offset + length;
                 } else {
-                    let piece = Piece { item, offset, start: start as usize, length: length as usize };
+                    let piece =
+                        Piece { item, offset, start: start as usize, length: length as usize };
                     frames[at].entry(number).or_default().push(piece);
                 }
                 offset += length;
@@ -186,8 +193,9 @@ mod tests {
     /// 9 over frames 9, 10 and half of 11.
     fn pack() -> (PackRef, PackIndex) {
         let frames = (0..12).map(|n| (100, 100, Sha256Digest([n; 32])));
-        let mut contents: Vec<_> =
-            (0..9).map(|n| Location { digest: digest(n), size: 60, frame: n.into(), start: 40 }).collect();
+        let mut contents: Vec<_> = (0..9)
+            .map(|n| Location { digest: digest(n), size: 60, frame: n.into(), start: 40 })
+            .collect();
         contents.push(Location { digest: digest(9), size: 250, frame: 9, start: 0 });
         let index = PackIndex::new(frames, contents).unwrap();
         let zero = Sha256Digest([0; 32]);

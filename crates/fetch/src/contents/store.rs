@@ -15,6 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use varve_format::ContentDigest;
+use varve_format::pack::MAX_FRAME;
 use varve_sys::{Dir, NewFile, SysError, durable};
 
 /// The most bytes that wait for a sync.
@@ -191,8 +192,9 @@ impl<'a> Store<'a> {
         if due { self.commit() } else { Ok(()) }
     }
 
-    /// Makes everything written so far durable, then gives it its names. A later sync
-    /// makes the names durable; losing one loses no more than its batch.
+    /// Makes everything written so far durable, then gives it its names, and makes those
+    /// durable too: a name that a cut takes away is a batch that is fetched again, on top
+    /// of the one under way.
     pub(super) fn commit(&mut self) -> Result<(), SysError> {
         if self.waiting == 0 && self.batch.is_empty() {
             return Ok(());
@@ -213,13 +215,12 @@ impl<'a> Store<'a> {
             self.dir.rename_over(part_name(&part.digest, part.durable), self.dir, new)?;
             part.durable = part.written;
         }
-        Ok(())
+        durable::sync_directory(self.dir)
     }
 
-    /// Commits, and makes the last names durable.
+    /// Commits what is left.
     pub(super) fn close(mut self) -> Result<(u64, u64), SysError> {
         self.commit()?;
-        durable::sync_directory(self.dir)?;
         Ok((self.contents, self.content_bytes))
     }
 }

@@ -63,7 +63,9 @@ impl DirTransport {
         if self.path.join("metadata").is_dir() {
             TransportError::Missing
         } else {
-            TransportError::Unreachable { reason: "there is no repository in this directory".into() }
+            TransportError::Unreachable {
+                reason: "there is no repository in this directory".into(),
+            }
         }
     }
 }

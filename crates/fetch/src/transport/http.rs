@@ -230,7 +230,9 @@ fn failed(error: ureq::Error, stall: Duration) -> TransportError {
 /// What an I/O error from the socket (or from the HTTP code above it) means.
 fn broken(error: io::Error, stall: Duration) -> TransportError {
     match error.kind() {
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => TransportError::Stalled { after: stall },
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
+            TransportError::Stalled { after: stall }
+        }
         io::ErrorKind::UnexpectedEof => {
             TransportError::Unreachable { reason: "the connection was cut".into() }
         }
@@ -278,7 +280,8 @@ mod tests {
     fn content_ranges_are_read_or_refused() {
         assert_eq!(content_range("bytes 0-9/100"), Some((0, 10, Some(100))));
         assert_eq!(content_range("bytes 5-5/*"), Some((5, 6, None)));
-        for bad in ["", "bytes */10", "bytes 1/2", "octets 0-1/2", "bytes 0-18446744073709551615/*"] {
+        for bad in ["", "bytes */10", "bytes 1/2", "octets 0-1/2", "bytes 0-18446744073709551615/*"]
+        {
             assert_eq!(content_range(bad), None, "{bad}");
         }
     }

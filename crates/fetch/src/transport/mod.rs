@@ -57,7 +57,12 @@ impl Body {
     /// A body that delivers the file's bytes from `start` to `end`, of `total`.
     ///
     /// `end` and `total` are what the source says; `end` is enforced while reading.
-    pub fn new(start: u64, end: Option<u64>, total: Option<u64>, reader: Box<dyn ReadBody>) -> Self {
+    pub fn new(
+        start: u64,
+        end: Option<u64>,
+        total: Option<u64>,
+        reader: Box<dyn ReadBody>,
+    ) -> Self {
         Self { position: start, end, total, reader }
     }
 
@@ -83,7 +88,9 @@ impl Body {
     /// whatever the link reports.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, TransportError> {
         let room = match self.end {
-            Some(end) => buffer.len().min(usize::try_from(end - self.position).unwrap_or(usize::MAX)),
+            Some(end) => {
+                buffer.len().min(usize::try_from(end - self.position).unwrap_or(usize::MAX))
+            }
             None => buffer.len(),
         };
         if room == 0 {

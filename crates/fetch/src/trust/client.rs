@@ -72,7 +72,8 @@ pub(super) fn check(
         .transport(link.clone())
         .datastore(scratch.path())
         .expiration_enforcement(ExpirationEnforcement::Unsafe);
-    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(TrustError::Scratch)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().build().map_err(TrustError::Scratch)?;
     let repository = match runtime.block_on(loader.load()) {
         Ok(repository) => repository,
         Err(error) => return Err(link.explain(error, source_name, state)),
@@ -94,7 +95,8 @@ pub(super) fn check(
     let expires = roles.into_iter().min_by_key(|(_, at)| *at).unwrap_or(roles[0]);
 
     let text = |file: &str| link.text(&format!("metadata/{file}"));
-    let root_text = text(&format!("{}.root.json", root.version)).unwrap_or_else(|| state.root.clone());
+    let root_text =
+        text(&format!("{}.root.json", root.version)).unwrap_or_else(|| state.root.clone());
     let snapshot = &repository.snapshot().signed;
     Ok(Checked {
         state: State {
@@ -169,22 +171,28 @@ impl Link {
                     Some(ToughError::MaxSizeExceeded { max_size, .. }) => {
                         refuse(Refusal::TooLong { file, limit: *max_size })
                     }
-                    Some(ToughError::HashMismatch { .. }) => refuse(self.other_document(file, state)),
+                    Some(ToughError::HashMismatch { .. }) => {
+                        refuse(self.other_document(file, state))
+                    }
                     _ => self.not_fetched(file, source_name),
                 }
             }
-            ToughError::VerifyMetadata { role, source, .. } => refuse(self.signatures(role, &source)),
+            ToughError::VerifyMetadata { role, source, .. } => {
+                refuse(self.signatures(role, &source))
+            }
             ToughError::VerifyTrustedMetadata { source, .. } => {
                 TrustError::State { file: "root".into(), reason: source.to_string() }
             }
             ToughError::ParseTrustedMetadata { source, .. } => {
                 TrustError::State { file: "root".into(), reason: source.to_string() }
             }
-            ToughError::OlderMetadata { role, current_version, new_version, .. } => refuse(Refusal::OlderThanSeen {
-                role: role.to_string(),
-                offered: new_version,
-                seen: current_version,
-            }),
+            ToughError::OlderMetadata { role, current_version, new_version, .. } => {
+                refuse(Refusal::OlderThanSeen {
+                    role: role.to_string(),
+                    offered: new_version,
+                    seen: current_version,
+                })
+            }
             ToughError::OlderSnapshotInTimestamp { snapshot_new, snapshot_old, .. } => {
                 refuse(Refusal::OlderThanSeen {
                     role: RoleType::Snapshot.to_string(),
@@ -192,21 +200,28 @@ impl Link {
                     seen: snapshot_old,
                 })
             }
-            ToughError::SnapshotRoleRollback { role, old_role_version, new_role_version, .. } => {
-                refuse(Refusal::OlderThanSeen {
-                    role: role.trim_end_matches(".json").to_owned(),
-                    offered: new_role_version,
-                    seen: old_role_version,
+            ToughError::SnapshotRoleRollback {
+                role, old_role_version, new_role_version, ..
+            } => refuse(Refusal::OlderThanSeen {
+                role: role.trim_end_matches(".json").to_owned(),
+                offered: new_role_version,
+                seen: old_role_version,
+            }),
+            ToughError::VersionMismatch { role, fetched, expected, .. } => {
+                refuse(Refusal::MixedMetadata {
+                    detail: format!(
+                        "the {role} metadata is version {fetched} where version {expected} is named"
+                    ),
                 })
             }
-            ToughError::VersionMismatch { role, fetched, expected, .. } => refuse(Refusal::MixedMetadata {
-                detail: format!("the {role} metadata is version {fetched} where version {expected} is named"),
-            }),
             ToughError::ParseMetadata { role, source, .. } => refuse(Refusal::Malformed {
                 what: format!("the {role} metadata"),
                 reason: source.to_string(),
             }),
-            other => refuse(Refusal::Malformed { what: "the metadata".into(), reason: other.to_string() }),
+            other => refuse(Refusal::Malformed {
+                what: "the metadata".into(),
+                reason: other.to_string(),
+            }),
         }
     }
 
@@ -248,7 +263,9 @@ impl Link {
         });
         if signed {
             Refusal::MixedMetadata {
-                detail: format!("{file} is signed, but it is not the one that the newer metadata names"),
+                detail: format!(
+                    "{file} is signed, but it is not the one that the newer metadata names"
+                ),
             }
         } else {
             Refusal::WrongDigest { file }
@@ -261,7 +278,8 @@ impl Link {
         let newest = lock(&self.0.got)
             .iter()
             .filter_map(|(path, bytes)| {
-                let version: u64 = path.strip_prefix("metadata/")?.strip_suffix(".root.json")?.parse().ok()?;
+                let version: u64 =
+                    path.strip_prefix("metadata/")?.strip_suffix(".root.json")?.parse().ok()?;
                 Some((version, String::from_utf8(bytes.clone()).ok()?))
             })
             .max_by_key(|(version, _)| *version)
@@ -272,7 +290,10 @@ impl Link {
     /// Tells forged signatures from missing ones.
     fn signatures(&self, role: RoleType, error: &tough::schema::Error) -> Refusal {
         let tough::schema::Error::SignatureThreshold { threshold, valid, .. } = error else {
-            return Refusal::Malformed { what: format!("the {role} metadata"), reason: error.to_string() };
+            return Refusal::Malformed {
+                what: format!("the {role} metadata"),
+                reason: error.to_string(),
+            };
         };
         #[derive(serde::Deserialize)]
         struct Signatures {
@@ -283,7 +304,9 @@ impl Link {
         let count = lock(&self.0.got)
             .iter()
             .filter(|(path, _)| path.ends_with(&suffix))
-            .filter_map(|(path, bytes)| Some((path.len(), path, serde_json::from_slice::<Signatures>(bytes).ok()?)))
+            .filter_map(|(path, bytes)| {
+                Some((path.len(), path, serde_json::from_slice::<Signatures>(bytes).ok()?))
+            })
             .max_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)))
             .map_or(0, |(_, _, document)| document.signatures.len() as u64);
         if count < threshold {
@@ -317,7 +340,10 @@ fn scratch_directory() -> Result<tempfile::TempDir, TrustError> {
     Err(TrustError::Scratch(last.unwrap_or_else(|| std::io::ErrorKind::NotFound.into())))
 }
 
-#[expect(clippy::disallowed_methods, reason = "a scratch copy that dies with the check; nothing depends on it")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a scratch copy that dies with the check; nothing depends on it"
+)]
 fn scratch_write(path: &std::path::Path, text: &str) -> std::io::Result<()> {
     std::fs::write(path, text)
 }

@@ -146,7 +146,10 @@ impl fmt::Display for Refusal {
                 "too few signatures: the {role} metadata has {valid} good ones, {threshold} are needed"
             ),
             Self::Expired { role, at, now } => {
-                write!(f, "expired: the {role} metadata was valid until {at:.0}, it is {now:.0} now")
+                write!(
+                    f,
+                    "expired: the {role} metadata was valid until {at:.0}, it is {now:.0} now"
+                )
             }
             Self::OlderThanSeen { role, offered, seen } => write!(
                 f,
@@ -161,7 +164,9 @@ impl fmt::Display for Refusal {
                 "wrong digest: {file} is not what the signed metadata names: it was damaged, changed or forged"
             ),
             Self::Missing { file } => write!(f, "missing: there is no {file}"),
-            Self::Malformed { what, reason } => write!(f, "malformed: {what} is not valid: {reason}"),
+            Self::Malformed { what, reason } => {
+                write!(f, "malformed: {what} is not valid: {reason}")
+            }
         }
     }
 }

@@ -53,14 +53,17 @@ impl<'a> Trust<'a> {
     /// When the document is not a root that its own keys have signed, or cannot be saved.
     pub fn init(dir: &'a Dir, root_json: &[u8], now: Timestamp) -> Result<Self, TrustError> {
         let reason = |reason: String| TrustError::NotARoot { reason };
-        let text = String::from_utf8(root_json.to_vec()).map_err(|error| reason(error.to_string()))?;
-        let root: Signed<Root> = serde_json::from_str(&text).map_err(|error| reason(error.to_string()))?;
+        let text =
+            String::from_utf8(root_json.to_vec()).map_err(|error| reason(error.to_string()))?;
+        let root: Signed<Root> =
+            serde_json::from_str(&text).map_err(|error| reason(error.to_string()))?;
         root.signed.verify_role(&root).map_err(|error| reason(error.to_string()))?;
         if !root.signed.consistent_snapshot {
             return Err(reason("it does not ask for consistent snapshots".into()));
         }
         let trust = Self { dir };
-        let state = State { newest_time: now, root: text, timestamp: None, snapshot: None, targets: None };
+        let state =
+            State { newest_time: now, root: text, timestamp: None, snapshot: None, targets: None };
         trust.save(&state)?;
         Ok(trust)
     }
@@ -74,7 +77,12 @@ impl<'a> Trust<'a> {
     /// [`TrustError::Refused`] when a source answered with what must not be used and no
     /// other source had anything that may; [`TrustError::CouldNotCheck`] when none could
     /// be asked. In both cases nothing was saved.
-    pub fn refresh(&self, sources: &Sources, now: Timestamp, cancel: &Cancel) -> Result<Metadata, TrustError> {
+    pub fn refresh(
+        &self,
+        sources: &Sources,
+        now: Timestamp,
+        cancel: &Cancel,
+    ) -> Result<Metadata, TrustError> {
         let state = self.load()?;
         let seen = state.timestamp.as_deref().map(timestamp_version).transpose()?;
         let time = now.max(state.newest_time);
@@ -86,7 +94,10 @@ impl<'a> Trust<'a> {
             match client::check(&name, source, &state, time, cancel) {
                 Ok(checked) => {
                     let newer = seen.is_none_or(|seen| checked.timestamp_version > seen);
-                    if best.as_ref().is_none_or(|(_, b)| b.timestamp_version < checked.timestamp_version) {
+                    if best
+                        .as_ref()
+                        .is_none_or(|(_, b)| b.timestamp_version < checked.timestamp_version)
+                    {
                         best = Some((name, checked));
                     }
                     if newer {
@@ -122,14 +133,16 @@ impl<'a> Trust<'a> {
     pub fn last_seen(&self) -> Result<Option<Vec<ReleaseRef>>, TrustError> {
         let state = self.load()?;
         let Some(text) = &state.targets else { return Ok(None) };
-        let targets: Signed<Targets> = serde_json::from_str(text).map_err(|error| damaged(error.to_string()))?;
+        let targets: Signed<Targets> =
+            serde_json::from_str(text).map_err(|error| damaged(error.to_string()))?;
         releases(&targets.signed).map(Some)
     }
 
     /// The version of the newest root that this device trusts.
     pub fn root_version(&self) -> Result<u64, TrustError> {
         let state = self.load()?;
-        let root: Signed<Root> = serde_json::from_str(&state.root).map_err(|error| damaged(error.to_string()))?;
+        let root: Signed<Root> =
+            serde_json::from_str(&state.root).map_err(|error| damaged(error.to_string()))?;
         Ok(root.signed.version.get())
     }
 
@@ -172,7 +185,11 @@ fn worst(warnings: Vec<Warning>) -> TrustError {
 }
 
 fn releases(targets: &Targets) -> Result<Vec<ReleaseRef>, TrustError> {
-    let mut releases: Vec<_> = targets.targets.iter().filter_map(|(name, target)| ReleaseRef::from_target(name, target)).collect();
+    let mut releases: Vec<_> = targets
+        .targets
+        .iter()
+        .filter_map(|(name, target)| ReleaseRef::from_target(name, target))
+        .collect();
     releases.sort_by(|a, b| b.sequence.cmp(&a.sequence).then_with(|| a.name.cmp(&b.name)));
     Ok(releases)
 }

@@ -73,9 +73,17 @@ impl World {
     }
 
     /// Builds a release of these files (one pack, frames of `frame` bytes) and publishes it.
-    pub fn release(&self, name: &str, files: &[(&str, &[u8])], frame: usize, now: Timestamp) -> ReleaseRecord {
+    pub fn release(
+        &self,
+        name: &str,
+        files: &[(&str, &[u8])],
+        frame: usize,
+        now: Timestamp,
+    ) -> ReleaseRecord {
         let record = self.build(name, files, frame);
-        self.repository.publish(&name.parse().unwrap(), "stable", None, &self.keys, now, false).unwrap();
+        self.repository
+            .publish(&name.parse().unwrap(), "stable", None, &self.keys, now, false)
+            .unwrap();
         record
     }
 
@@ -155,14 +163,19 @@ pub fn hasty() -> Patience {
 
 pub fn manifest(files: &[(&str, &[u8])]) -> Manifest {
     let meta = |mode| Metadata { mode, ..Metadata::default() };
-    let mut entries = vec![Entry { path: TreePath::root(), kind: Kind::Directory, meta: meta(0o755) }];
+    let mut entries =
+        vec![Entry { path: TreePath::root(), kind: Kind::Directory, meta: meta(0o755) }];
     let mut directories = std::collections::BTreeSet::new();
     for (path, bytes) in files {
         for ancestor in Path::new(path).ancestors().skip(1).filter(|a| !a.as_os_str().is_empty()) {
             directories.insert(ancestor.to_owned());
         }
         let kind = Kind::Regular { size: bytes.len() as u64, digest: content_digest(bytes) };
-        entries.push(Entry { path: TreePath::new(path.as_bytes()).unwrap(), kind, meta: meta(0o644) });
+        entries.push(Entry {
+            path: TreePath::new(path.as_bytes()).unwrap(),
+            kind,
+            meta: meta(0o644),
+        });
     }
     for directory in directories {
         let path = TreePath::new(directory.to_str().unwrap().as_bytes()).unwrap();
@@ -196,8 +209,17 @@ pub fn pack<'a>(contents: impl Iterator<Item = &'a [u8]>, frame: usize) -> (Vec<
             close(&mut open);
         }
         let number = if open.is_empty() { close(&mut Vec::new()) } else { u32::MAX };
-        let number = if number == u32::MAX { locations.last().map_or(0, |l: &Location| l.frame) } else { number };
-        locations.push(Location { digest, size: bytes.len() as u64, frame: number, start: open.len() as u32 });
+        let number = if number == u32::MAX {
+            locations.last().map_or(0, |l: &Location| l.frame)
+        } else {
+            number
+        };
+        locations.push(Location {
+            digest,
+            size: bytes.len() as u64,
+            frame: number,
+            start: open.len() as u32,
+        });
         if bytes.len() > frame {
             for part in bytes.chunks(frame) {
                 open.extend_from_slice(part);

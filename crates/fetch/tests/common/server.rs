@@ -133,22 +133,36 @@ fn head(shared: &Shared, reader: &mut impl BufRead) -> std::io::Result<Option<Re
 }
 
 /// Answers; true when the connection can be used again.
-fn answer(shared: &Shared, request: &Request, act: &Act, out: &mut TcpStream) -> std::io::Result<bool> {
+fn answer(
+    shared: &Shared,
+    request: &Request,
+    act: &Act,
+    out: &mut TcpStream,
+) -> std::io::Result<bool> {
     const PAGE: &[u8] = b"<!DOCTYPE html><html><body>Please log in to the network</body></html>";
     let file = match act {
         Act::Other(bytes) => Ok(bytes.clone()),
         _ => std::fs::read(shared.root.join(&request.path)),
     };
     let page = |out: &mut TcpStream, status: &str, kind: &str, body: &[u8]| {
-        write!(out, "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n", body.len())?;
+        write!(
+            out,
+            "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        )?;
         out.write_all(body)
     };
     match act {
         Act::Html => return page(out, "200 OK", "text/html; charset=utf-8", PAGE).map(|()| true),
         Act::HtmlAsJson => return page(out, "200 OK", "application/json", PAGE).map(|()| true),
-        Act::Status(code) => return page(out, &format!("{code} X"), "text/plain", b"no").map(|()| true),
+        Act::Status(code) => {
+            return page(out, &format!("{code} X"), "text/plain", b"no").map(|()| true);
+        }
         Act::Endless => {
-            write!(out, "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\nconnection: close\r\n\r\n")?;
+            write!(
+                out,
+                "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\nconnection: close\r\n\r\n"
+            )?;
             loop {
                 send(shared, out, &[b' '; 65536])?;
             }
@@ -161,11 +175,15 @@ fn answer(shared: &Shared, request: &Request, act: &Act, out: &mut TcpStream) ->
     let total = file.len();
     let tag = format!("\"{}\"", varve_format::Sha256Digest::of(&file).short());
     let ranged = request.range.filter(|_| {
-        !matches!(act, Act::IgnoreRange) && request.if_range.as_ref().is_none_or(|asked| *asked == tag)
+        !matches!(act, Act::IgnoreRange)
+            && request.if_range.as_ref().is_none_or(|asked| *asked == tag)
     });
     let (mut start, end) = match ranged {
         Some((start, _)) if start as usize >= total => {
-            write!(out, "HTTP/1.1 416 X\r\ncontent-range: bytes */{total}\r\ncontent-length: 0\r\n\r\n")?;
+            write!(
+                out,
+                "HTTP/1.1 416 X\r\ncontent-range: bytes */{total}\r\ncontent-length: 0\r\n\r\n"
+            )?;
             return Ok(true);
         }
         Some((start, end)) => (start as usize, (end as usize).min(total)),
@@ -176,11 +194,18 @@ fn answer(shared: &Shared, request: &Request, act: &Act, out: &mut TcpStream) ->
     }
     let body = &file[start..end];
     let announced = body.len() + if let Act::LieLonger(more) = act { *more } else { 0 };
-    write!(out, "HTTP/1.1 {}\r\n", if ranged.is_some() { "206 Partial Content" } else { "200 OK" })?;
+    write!(
+        out,
+        "HTTP/1.1 {}\r\n",
+        if ranged.is_some() { "206 Partial Content" } else { "200 OK" }
+    )?;
     if ranged.is_some() {
         write!(out, "content-range: bytes {start}-{}/{total}\r\n", end - 1)?;
     }
-    write!(out, "content-type: application/octet-stream\r\netag: {tag}\r\ncontent-length: {announced}\r\n\r\n")?;
+    write!(
+        out,
+        "content-type: application/octet-stream\r\netag: {tag}\r\ncontent-length: {announced}\r\n\r\n"
+    )?;
     match act {
         Act::CutAfter(bytes) if *bytes < body.len() => {
             send(shared, out, &body[..*bytes])?;
