@@ -155,8 +155,7 @@ impl Source {
                 let reference = reference.as_deref();
                 progress.begin("reading the image", Unit::Bytes, None);
                 let mut names = Hash { progress: &Silent, cancel };
-                let manifest =
-                    oci::read(&layout, reference, architecture, contents, &mut names)?;
+                let manifest = oci::read(&layout, reference, architecture, contents, &mut names)?;
                 progress.end();
                 Ok(manifest)
             }
@@ -197,12 +196,12 @@ pub fn build(
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
-    let ((manifest, new), written) =
-        pack::write_pack(&packs, options.level, threads, |packer| {
-            let mut store = Store::new(packer, &known.contents, progress, cancel);
-            let manifest = source.read(options.architecture.as_deref(), &mut store, progress, cancel)?;
-            Ok((manifest, store.new))
-        })?;
+    let ((manifest, new), written) = pack::write_pack(&packs, options.level, threads, |packer| {
+        let mut store = Store::new(packer, &known.contents, progress, cancel);
+        let manifest =
+            source.read(options.architecture.as_deref(), &mut store, progress, cancel)?;
+        Ok((manifest, store.new))
+    })?;
     cancel.check()?;
     match &written {
         Some(written) => written.commit(&packs)?,
@@ -228,10 +227,7 @@ pub fn build(
     durable::replace_file(&pending, &format!("{}.json", record.name), &record.to_bytes(), 0o644)?;
 
     let contents: u64 = manifest.contents().map(|(_, size)| size).sum();
-    let new_bytes = manifest
-        .contents()
-        .filter_map(|(digest, _)| new.get(&digest))
-        .sum();
+    let new_bytes = manifest.contents().filter_map(|(digest, _)| new.get(&digest)).sum();
     Ok(BuildReport {
         record,
         new_bytes,

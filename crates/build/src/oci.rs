@@ -108,9 +108,7 @@ pub(crate) fn read(
     let manifest = tree.finish()?;
     // Both passes saw the same bytes, so they agree on what lives; no manifest leaves
     // here if they did not.
-    let passed_over = |entry: &Entry| {
-        matches!(entry.kind, Kind::Regular { digest, .. } if digest == Content::NONE.digest)
-    };
+    let passed_over = |entry: &Entry| matches!(entry.kind, Kind::Regular { digest, .. } if digest == Content::NONE.digest);
     if manifest.entries().iter().any(passed_over) {
         return refuse("a layer changed while it was read: build again");
     }
@@ -251,7 +249,10 @@ fn read_layer(
 ) -> Result<()> {
     let (path, digest) = blob_path(layer)?;
     if !is_layer(&layer.media_type) {
-        return refuse(format!("the layer {path} has the type {:?}, which is not read", layer.media_type));
+        return refuse(format!(
+            "the layer {path} has the type {:?}, which is not read",
+            layer.media_type
+        ));
     }
     let file = layout.open_file(&path)?;
     // One byte more than stated is enough to see that it is longer.

@@ -222,9 +222,8 @@ impl Tree {
         } else if marked.starts_with(b".wh.") {
             // Reserved for what union file systems keep for themselves.
         } else {
-            let hidden = parent
-                .join(marked)
-                .map_err(|error| BuildError::entry(path, error.why()))?;
+            let hidden =
+                parent.join(marked).map_err(|error| BuildError::entry(path, error.why()))?;
             self.hide_lower(&hidden);
             let is_lower = self.names.get(&hidden).is_some_and(|name| name.layer < self.layer);
             if is_lower {

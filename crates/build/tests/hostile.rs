@@ -72,14 +72,22 @@ fn each_is_refused_with_its_reason() {
             tar().file("f", b"x").file("f/x", b"x").end(),
             "lies below /f, which is a file and no directory",
         ),
-        ("link to nothing", tar().link("a", "later").file("later", b"x").end(), "hard link to /later"),
+        (
+            "link to nothing",
+            tar().link("a", "later").file("later", b"x").end(),
+            "hard link to /later",
+        ),
         ("link to a directory", tar().link("a", "etc").end(), "hard link to the directory /etc"),
         (
             "file over a full directory",
             tar().file("etc/x", b"x").file("etc", b"x").end(),
             "is not empty",
         ),
-        ("root is a file", Archive::default().file("./", b"").file(".", b"x").end(), "root of the tree"),
+        (
+            "root is a file",
+            Archive::default().file("./", b"").file(".", b"x").end(),
+            "root of the tree",
+        ),
         ("cut in a header", file[..1024 + 100].to_vec(), "is cut off"),
         ("cut in data", file[..1024 + 512 + 2].to_vec(), "is cut off"),
         ("cut in padding", file[..1024 + 512 + 100].to_vec(), "is cut off"),
@@ -90,7 +98,11 @@ fn each_is_refused_with_its_reason() {
         ("wrong checksum", wrong_sum, "wrong checksum"),
         ("a mode that is no number", mode.end(), "has a mode that is not a number"),
         ("size of 4 EiB", tar().raw(b"a", b'0', b"", &huge(1 << 62), b"").end(), "is cut off"),
-        ("size over i64", tar().raw(b"a", b'0', b"", &huge(u64::MAX), b"").end(), "impossible size"),
+        (
+            "size over i64",
+            tar().raw(b"a", b'0', b"", &huge(u64::MAX), b"").end(),
+            "impossible size",
+        ),
         ("negative size", tar().raw(b"a", b'0', b"", &[0xff; 12], b"").end(), "impossible size"),
         (
             "negative size in pax",
@@ -103,30 +115,53 @@ fn each_is_refused_with_its_reason() {
             tar().raw(b"x", b'x', b"", &huge(1 << 62), b"").end(),
             "too long",
         ),
-        ("a broken extended header", tar().entry("x", b'x', "", b"99 a=b\n").end(), "broken extended"),
+        (
+            "a broken extended header",
+            tar().entry("x", b'x', "", b"99 a=b\n").end(),
+            "broken extended",
+        ),
         ("huge attribute", tar().pax(&huge_xattr).file("a", b"").end(), "longer than 64 KiB"),
         ("overlay attribute", tar().pax(&overlay).dir("a").end(), "private overlayfs attribute"),
         (
             "an ACL with names",
             tar()
-                .pax(&[("SCHILY.acl.access", b"user::rw-,user:lisa:r--,group::r--,mask::r--,other::r--")])
+                .pax(&[(
+                    "SCHILY.acl.access",
+                    b"user::rw-,user:lisa:r--,group::r--,mask::r--,other::r--",
+                )])
                 .file("a", b"")
                 .end(),
             "--numeric-owner",
         ),
-        ("an owner out of range", tar().pax(&[("uid", b"4294967296")]).file("a", b"").end(), "uid out of range"),
-        ("a time that is none", tar().pax(&[("mtime", b"soon")]).file("a", b"").end(), "not a time"),
+        (
+            "an owner out of range",
+            tar().pax(&[("uid", b"4294967296")]).file("a", b"").end(),
+            "uid out of range",
+        ),
+        (
+            "a time that is none",
+            tar().pax(&[("mtime", b"soon")]).file("a", b"").end(),
+            "not a time",
+        ),
         ("unknown type", tar().entry("a", b'Z', "", b"").end(), "has the type Z"),
         ("another volume", tar().entry("a", b'M', "", b"").end(), "join the volumes"),
         ("symbolic link with data", tar().entry("a", b'2', "x", b"data").end(), "has data, though"),
         ("symbolic link to nothing", tar().symlink("a", "").end(), "empty or too long target"),
-        ("long component", tar().pax(&[("path", long_name.as_bytes())]).file("a", b"").end(), "255 bytes"),
+        (
+            "long component",
+            tar().pax(&[("path", long_name.as_bytes())]).file("a", b"").end(),
+            "255 bytes",
+        ),
         ("long path", tar().pax(&[("path", deep.as_bytes())]).file("a", b"").end(), "4094 bytes"),
         ("zero byte in a name", tar().pax(&[("path", b"a\0b")]).file("a", b"").end(), "zero byte"),
         ("sparse: overlap", sparse("2\n0\n8\n4\n8\n", "20", &[1; 16]), "map of its holes"),
         ("sparse: behind the end", sparse("1\n16\n8\n", "20", &[1; 8]), "map of its holes"),
         ("sparse: more than stored", sparse("1\n0\n80\n", "80", &[1; 8]), "map of its holes"),
-        ("sparse: overflow", sparse("1\n18446744073709551615\n8\n", "20", &[1; 8]), "map of its holes"),
+        (
+            "sparse: overflow",
+            sparse("1\n18446744073709551615\n8\n", "20", &[1; 8]),
+            "map of its holes",
+        ),
         ("sparse: endless map", sparse("99999999999\n0\n", "20", &[]), "map of its holes"),
         ("sparse: no number", sparse("one\n", "20", &[]), "map of its holes"),
         ("sparse: a hole of 8 EiB", sparse("0\n", "9223372036854775807", &[]), "map of its holes"),

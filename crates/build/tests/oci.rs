@@ -37,7 +37,8 @@ impl Layout {
     fn layer(&self, compression: &str, tar: &[u8]) -> String {
         let bytes = match compression {
             "+gzip" => {
-                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                let mut encoder =
+                    flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
                 encoder.write_all(tar).unwrap();
                 encoder.finish().unwrap()
             }
@@ -49,10 +50,8 @@ impl Layout {
 
     fn manifest(&self, layers: &[String], more: &str) -> String {
         let config = self.blob("application/vnd.oci.image.config.v1+json", b"{}", "");
-        let text = format!(
-            r#"{{"schemaVersion":2,"config":{config},"layers":[{}]}}"#,
-            layers.join(",")
-        );
+        let text =
+            format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{}]}}"#, layers.join(","));
         self.blob("application/vnd.oci.image.manifest.v1+json", text.as_bytes(), more)
     }
 
@@ -101,7 +100,8 @@ fn layers_of_every_compression_lie_over_one_another() {
         .file("etc/.wh.secret", b"")
         .file("etc/.wh.secret-link", b"")
         .link("etc/hard", "etc/keep");
-    let third = Archive::default().dir("opt/a").file("opt/a/.wh..wh..opq", b"").file("opt/a/three", b"3");
+    let third =
+        Archive::default().dir("opt/a").file("opt/a/.wh..wh..opq", b"").file("opt/a/three", b"3");
     let layers = [
         layout.layer("+gzip", &base.end()),
         layout.layer("+zstd", &second.end()),
@@ -111,8 +111,7 @@ fn layers_of_every_compression_lie_over_one_another() {
     // Found to be a layout by itself.
     let report = place.build("a", Source::open(&place.path("image")).unwrap()).unwrap();
     let manifest = place.manifest(&report);
-    let want =
-        ["/etc", "/etc/hard", "/etc/keep", "/etc/replace", "/opt", "/opt/a", "/opt/a/three"];
+    let want = ["/etc", "/etc/hard", "/etc/keep", "/etc/replace", "/opt", "/opt/a", "/opt/a/three"];
     assert_eq!(paths(&manifest), want);
     assert_eq!(content(&place, &report, "etc/replace"), b"new");
     let hard = manifest.get(&TreePath::new(b"etc/keep").unwrap()).unwrap();
@@ -123,9 +122,8 @@ fn layers_of_every_compression_lie_over_one_another() {
 
 #[test]
 fn whiteouts_follow_the_specification() {
-    let base = || {
-        Archive::default().dir("d").file("d/a", b"a").dir("d/sub").file("d/sub/x", b"x").end()
-    };
+    let base =
+        || Archive::default().dir("d").file("d/a", b"a").dir("d/sub").file("d/sub/x", b"x").end();
     // A whole directory goes.
     assert_eq!(names(&[base(), Archive::default().file(".wh.d", b"").end()]), [""; 0]);
     // A whiteout and a new thing of the same name in one layer, in either order.
@@ -180,9 +178,8 @@ fn damage_and_strange_images_are_refused() {
     refuse(
         &|l| {
             let named = |name: &str| {
-                let more = format!(
-                    r#","annotations":{{"org.opencontainers.image.ref.name":"{name}"}}"#
-                );
+                let more =
+                    format!(r#","annotations":{{"org.opencontainers.image.ref.name":"{name}"}}"#);
                 l.manifest(&[], &more)
             };
             l.index(&[named("stable"), named("testing")]);
@@ -205,7 +202,10 @@ fn damage_and_strange_images_are_refused() {
         "is not of the expected form",
     );
     refuse(
-        &|l| durable::replace_file(&l.dir, "oci-layout", br#"{"imageLayoutVersion":"2.0.0"}"#, 0o644).unwrap(),
+        &|l| {
+            durable::replace_file(&l.dir, "oci-layout", br#"{"imageLayoutVersion":"2.0.0"}"#, 0o644)
+                .unwrap()
+        },
         None,
         "version 2.0.0 is not known",
     );
@@ -228,7 +228,8 @@ fn an_index_of_platforms() {
         let more = format!(r#","platform":{{"architecture":"{name}","os":"linux"}}"#);
         layout.manifest(&[layout.layer("+gzip", &tar)], &more)
     };
-    let text = format!(r#"{{"schemaVersion":2,"manifests":[{},{}]}}"#, platform("386"), platform("arm64"));
+    let text =
+        format!(r#"{{"schemaVersion":2,"manifests":[{},{}]}}"#, platform("386"), platform("arm64"));
     layout.index(&[layout.blob("application/vnd.oci.image.index.v1+json", text.as_bytes(), "")]);
     let error = place.build("a", layout.source(None)).unwrap_err();
     assert!(shown(&error).contains("386, arm64: say for which architecture"), "{}", shown(&error));
@@ -280,7 +281,18 @@ fn an_image_by_umoci_is_what_umoci_unpacks() {
         }
         assert_eq!(a, b);
     }
-    if run("skopeo", &["copy", "--dest-compress-format", "zstd", "--dest-oci-accept-uncompressed-layers=false", "oci:image:v2", "oci:zimage:v2"], at) {
+    if run(
+        "skopeo",
+        &[
+            "copy",
+            "--dest-compress-format",
+            "zstd",
+            "--dest-oci-accept-uncompressed-layers=false",
+            "oci:image:v2",
+            "oci:zimage:v2",
+        ],
+        at,
+    ) {
         let again = place.build("z", Source::open(&at.join("zimage")).unwrap()).unwrap();
         assert_eq!(again.record.digest, report.record.digest, "recompressed by skopeo");
     }

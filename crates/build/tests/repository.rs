@@ -109,9 +109,8 @@ fn a_dropped_content_leaves_no_trace_in_the_pack() {
     let archive = rest(Archive::default().file("x", b"first").file("k", &text(5, 20 << 20)));
     let with = with.build_tar("a", &archive.end()).unwrap();
     let without = Place::new();
-    let without = without
-        .build_tar("a", &rest(Archive::default().file("x", b"first")).end())
-        .unwrap();
+    let without =
+        without.build_tar("a", &rest(Archive::default().file("x", b"first")).end()).unwrap();
     assert_eq!(with.pack.unwrap().id, without.pack.unwrap().id);
 }
 
@@ -119,7 +118,9 @@ fn a_dropped_content_leaves_no_trace_in_the_pack() {
 fn temporaries_are_swept_and_other_files_kept() {
     let place = Place::new();
     place.build_tar("a", &sample().end()).unwrap();
-    for (folder, name) in [("packs", ".pack.new"), ("pending", ".b.json.new"), ("manifests", ".x.zst.new")] {
+    for (folder, name) in
+        [("packs", ".pack.new"), ("pending", ".b.json.new"), ("manifests", ".x.zst.new")]
+    {
         let dir = place.repo().open_dir(folder).unwrap();
         durable::replace_file(&dir, name, b"left by a kill", 0o600).unwrap();
     }
@@ -136,7 +137,8 @@ fn a_cancelled_build_leaves_no_record() {
     let cancel = Cancel::new();
     cancel.cancel();
     let source = tar_source(&sample().end());
-    let error = varve_build::build(source, &place.repo(), &options("a"), &Silent, &cancel).unwrap_err();
+    let error =
+        varve_build::build(source, &place.repo(), &options("a"), &Silent, &cancel).unwrap_err();
     assert!(matches!(error, BuildError::Cancelled(_)), "{error}");
     assert!(repo::records(&place.repo()).unwrap().is_empty());
 }
@@ -225,13 +227,13 @@ fn a_tree_says_what_it_is() {
     assert_eq!(kernel.initrd.as_deref(), Some("boot/initrd.img-6.12.1"));
 
     let two = tree().file("boot/vmlinuz-6.12.2", b"kernel 2").end();
-    let told = BuildOptions {
-        architecture: Some("amd64".into()),
-        notes: "told".into(),
-        ..options("b")
-    };
+    let told =
+        BuildOptions { architecture: Some("amd64".into()), notes: "told".into(), ..options("b") };
     let record = place.build_with(tar_source(&two), &told).unwrap().record;
-    assert_eq!((record.kernel, record.architecture, record.notes), (None, "amd64".into(), "told".into()));
+    assert_eq!(
+        (record.kernel, record.architecture, record.notes),
+        (None, "amd64".into(), "told".into())
+    );
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn rich_tree(place: &Place) -> bool {
         top.mknod("disk", 0o060660, rustix::fs::makedev(259, 70000)).unwrap();
     }
     let attributes = |mode, mtime, xattrs: &[(&[u8], &[u8])]| {
-        let owned: Vec<(Box<[u8]>, Box<[u8]>)> =
+        let owned: varve_sys::Xattrs =
             xattrs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         (mode, mtime, owned)
     };
@@ -128,11 +128,7 @@ fn assert_same(a: &Manifest, b: &Manifest, what: &str) {
     let (mut a, mut b) = (a.split(|&b| b == b'\n'), b.split(|&b| b == b'\n'));
     loop {
         let (x, y) = (a.next(), b.next());
-        assert_eq!(
-            x.map(String::from_utf8_lossy),
-            y.map(String::from_utf8_lossy),
-            "{what}"
-        );
+        assert_eq!(x.map(String::from_utf8_lossy), y.map(String::from_utf8_lossy), "{what}");
         if x.is_none() {
             return;
         }
@@ -150,23 +146,33 @@ fn a_directory_arrives_whole() {
 
     let first = get(&manifest, b"another");
     assert_eq!(first.meta.mode, 0o4755);
-    assert_eq!((first.meta.mtime.seconds, first.meta.mtime.nanoseconds), (1_700_000_000, 123_456_789));
+    assert_eq!(
+        (first.meta.mtime.seconds, first.meta.mtime.nanoseconds),
+        (1_700_000_000, 123_456_789)
+    );
     for name in [&b"bin/b-first"[..], b"bin/z-last"] {
         assert_eq!(get(&manifest, name), first, "three names, one inode");
     }
     assert_eq!(get(&manifest, b"bin/link-again").path.to_string(), "/bin/link-again");
-    assert!(matches!(&get(&manifest, b"link").kind, Kind::Symlink { target } if **target == *b"bin/b-first"));
+    assert!(
+        matches!(&get(&manifest, b"link").kind, Kind::Symlink { target } if **target == *b"bin/b-first")
+    );
     assert_eq!(get(&manifest, b"etc/hostname").meta.mtime.seconds, -5);
     assert_eq!(get(&manifest, b"etc/private").meta.xattrs.len(), 4);
     assert!(matches!(get(&manifest, b"etc/empty").kind, Kind::Regular { size: 0, .. }));
-    assert!(matches!(get(&manifest, b"sparse").kind, Kind::Regular { size, .. } if size == 50 << 20));
+    assert!(
+        matches!(get(&manifest, b"sparse").kind, Kind::Regular { size, .. } if size == 50 << 20)
+    );
     assert_eq!(content(&place, &report, "big"), noise(9 << 20));
     let names = paths(&manifest);
     assert!(names.contains(&"/etc/new\\nline".to_owned()));
     assert!(names.contains(&"/etc/not utf-8 \\xff\\xfe".to_owned()));
     if root {
         assert_eq!(get(&manifest, b"null").kind, Kind::CharDevice(Device(0x103)));
-        assert_eq!(get(&manifest, b"disk").kind, Kind::BlockDevice(Device(rustix::fs::makedev(259, 70000))));
+        assert_eq!(
+            get(&manifest, b"disk").kind,
+            Kind::BlockDevice(Device(rustix::fs::makedev(259, 70000)))
+        );
         assert_eq!(get(&manifest, b"etc/private").meta.gid, 4_000_000_000);
         let names: Vec<_> =
             get(&manifest, b"etc/labelled").meta.xattrs.iter().map(|x| x.0.clone()).collect();
@@ -183,11 +189,37 @@ fn tar_of_a_directory_is_the_same_release() {
     let forms: [(&str, &[&str]); 5] = [
         ("pax, all xattrs", &["--format=posix", "--xattrs", "--xattrs-include=*"]),
         ("pax, sparse 1.0", &["--format=posix", "--xattrs", "--xattrs-include=*", "--sparse"]),
-        ("pax, sparse 0.1", &["--format=posix", "--xattrs", "--xattrs-include=*", "--sparse", "--sparse-version=0.1"]),
-        ("pax, sparse 0.0", &["--format=posix", "--xattrs", "--xattrs-include=*", "--sparse", "--sparse-version=0.0"]),
+        (
+            "pax, sparse 0.1",
+            &[
+                "--format=posix",
+                "--xattrs",
+                "--xattrs-include=*",
+                "--sparse",
+                "--sparse-version=0.1",
+            ],
+        ),
+        (
+            "pax, sparse 0.0",
+            &[
+                "--format=posix",
+                "--xattrs",
+                "--xattrs-include=*",
+                "--sparse",
+                "--sparse-version=0.0",
+            ],
+        ),
         (
             "pax, ACLs in words",
-            &["--format=posix", "--xattrs", "--xattrs-exclude=system.*", "--xattrs-include=*", "--acls", "--selinux", "--numeric-owner"],
+            &[
+                "--format=posix",
+                "--xattrs",
+                "--xattrs-exclude=system.*",
+                "--xattrs-include=*",
+                "--acls",
+                "--selinux",
+                "--numeric-owner",
+            ],
         ),
     ];
     for (what, options) in forms {
@@ -274,8 +306,19 @@ fn archives_in_a_strange_order_make_the_tree_that_extracting_makes() {
     let report = place.build_tar("a", &bytes).unwrap();
     let manifest = place.manifest(&report);
     let want = [
-        "/a", "/a/b", "/e", "/late", "/late/file", "/other-name", "/s", "/s/inside", "/twice",
-        "/usr", "/usr/share", "/usr/share/doc", "/usr/share/doc/x",
+        "/a",
+        "/a/b",
+        "/e",
+        "/late",
+        "/late/file",
+        "/other-name",
+        "/s",
+        "/s/inside",
+        "/twice",
+        "/usr",
+        "/usr/share",
+        "/usr/share/doc",
+        "/usr/share/doc/x",
     ];
     assert_eq!(paths(&manifest), want);
     assert_eq!(content(&place, &report, "twice"), b"two");
@@ -315,7 +358,8 @@ fn attributes_in_the_forms_of_other_programs() {
         (b"user.a b", b"\x01\x02\x03"),
         (b"user.c", b"\n\0="),
     ];
-    let have: Vec<(&[u8], &[u8])> = entry.meta.xattrs.iter().map(|(n, v)| (&n[..], &v[..])).collect();
+    let have: Vec<(&[u8], &[u8])> =
+        entry.meta.xattrs.iter().map(|(n, v)| (&n[..], &v[..])).collect();
     assert_eq!(have, want);
     assert_eq!((entry.meta.uid, entry.meta.mtime.nanoseconds), (4_000_000_000, 1));
     assert!(get(&manifest, b"next").meta.xattrs.is_empty());
@@ -392,7 +436,11 @@ fn a_mounted_directory_is_named() {
     }
     let tree = std::env::var_os("VARVE_TEST_MOUNTED").unwrap();
     let error = varve_build::scan(&Dir::open(tree).unwrap()).unwrap_err();
-    assert!(shown(&error).contains("/proc lies on another file system: unmount it"), "{}", shown(&error));
+    assert!(
+        shown(&error).contains("/proc lies on another file system: unmount it"),
+        "{}",
+        shown(&error)
+    );
 }
 
 #[test]

@@ -74,12 +74,11 @@ impl Header<'_> {
         Some((part(329)?, part(337)?))
     }
 
-    /// GNU's old sparse form: the file's real length, its first pieces, and whether
-    /// blocks with more of them follow.
-    pub(super) fn sparse(&self) -> Option<(i64, Vec<(u64, u64)>, bool)> {
-        let mut pieces = Vec::new();
-        sparse_pieces(&self.0[386..482], &mut pieces)?;
-        Some((number(&self.0[483..495])?, pieces, self.0[482] != 0))
+    /// GNU's old sparse form: the file's real length, and whether blocks with more
+    /// pieces follow; its first pieces go to `pieces`.
+    pub(super) fn sparse(&self, pieces: &mut Vec<(u64, u64)>) -> Option<(i64, bool)> {
+        sparse_pieces(&self.0[386..482], pieces)?;
+        Some((number(&self.0[483..495])?, self.0[482] != 0))
     }
 }
 

@@ -50,8 +50,12 @@ pub(crate) enum MemberKind {
     /// Read it through [`Members::data`].
     Regular,
     Directory,
-    Symlink { target: Vec<u8> },
-    HardLink { target: Vec<u8> },
+    Symlink {
+        target: Vec<u8>,
+    },
+    HardLink {
+        target: Vec<u8>,
+    },
     CharDevice(Device),
     BlockDevice(Device),
     Fifo,
@@ -103,7 +107,10 @@ impl<R: Read> Members<R> {
             }
             return self.refuse("is cut off: bytes are missing; make or fetch it again");
         }
-        BuildError::Read { what: format!("{} at byte {}", self.archive, self.offset), source: error }
+        BuildError::Read {
+            what: format!("{} at byte {}", self.archive, self.offset),
+            source: error,
+        }
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<()> {
@@ -173,8 +180,7 @@ impl<R: Read> Members<R> {
 
     fn set_data(&mut self, size: u64) {
         let padding = (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64;
-        self.data =
-            Data { stored: size, padding, pieces: Vec::new(), at: 0, length: size };
+        self.data = Data { stored: size, padding, pieces: Vec::new(), at: 0, length: size };
     }
 
     fn extended(&mut self) -> Result<Vec<u8>> {
@@ -259,8 +265,10 @@ impl<R: Read> Members<R> {
             // GNU tar lists a directory's names as its data in incremental archives.
             _ if type_flag == b'D' => self.set_data(size),
             _ if size > 0 => {
-                return Err(refuse("has data, though it is no file: such an archive is read \
-                     differently by different programs"));
+                return Err(refuse(
+                    "has data, though it is no file: such an archive is read \
+                     differently by different programs",
+                ));
             }
             _ => self.set_data(0),
         }
@@ -279,7 +287,8 @@ impl<R: Read> Members<R> {
             if !header.is_gnu() {
                 return Err(refuse("is sparse in a form that is not known"));
             }
-            let (length, mut pieces, mut more) = header.sparse().ok_or_else(broken)?;
+            let mut pieces = Vec::new();
+            let (length, mut more) = header.sparse(&mut pieces).ok_or_else(broken)?;
             while more {
                 let mut block = [0; BLOCK];
                 self.fill(&mut block)?;

@@ -1,6 +1,5 @@
 //! What the tests share: folders, builds, archives made by hand.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
-#![expect(clippy::disallowed_methods, reason = "scratch files of tests")]
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -118,7 +117,14 @@ pub struct Archive(pub Vec<u8>);
 
 impl Archive {
     /// One header with these fields, and its data padded to whole blocks.
-    pub fn raw(mut self, name: &[u8], type_flag: u8, link: &[u8], size: &[u8], data: &[u8]) -> Self {
+    pub fn raw(
+        mut self,
+        name: &[u8],
+        type_flag: u8,
+        link: &[u8],
+        size: &[u8],
+        data: &[u8],
+    ) -> Self {
         let mut block = [0u8; 512];
         block[..name.len().min(100)].copy_from_slice(&name[..name.len().min(100)]);
         block[100..107].copy_from_slice(b"0000644");
