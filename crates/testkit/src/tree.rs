@@ -105,11 +105,12 @@ impl Tree {
         Self { manifest, contents }
     }
 
-    /// Writes all contents into a directory, each named by its digest, as a fetch does.
+    /// Writes all contents into a directory, each named by its digest, as a fetch does
+    /// (an empty file needs none).
     pub fn put_contents(&self, incoming: &Dir) {
         for (digest, bytes) in &self.contents {
             let name = digest.to_hex();
-            if incoming.stat_opt(&name).expect("stat").is_none() {
+            if !bytes.is_empty() && incoming.stat_opt(&name).expect("stat").is_none() {
                 let mut file = incoming.create_file(&name, 0o644).expect("create");
                 file.write_all(bytes).expect("write");
             }
