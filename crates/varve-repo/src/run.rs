@@ -244,7 +244,7 @@ fn list(repository: &Repository, global: &Global, now: Timestamp) -> Outcome {
 }
 
 fn row(release: &Published, record: Option<&varve_format::release::ReleaseRecord>) -> [String; 7] {
-    let day = release.published.map_or_else(String::new, |time| answer::day(time));
+    let day = release.published.map_or_else(String::new, answer::day);
     let (size, paths, title) = record.map_or_else(
         || ("?".into(), "?".into(), "its record cannot be read".into()),
         |r| (human::bytes(r.totals.bytes), human::count(r.totals.paths), r.title.clone()),

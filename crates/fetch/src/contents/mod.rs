@@ -17,6 +17,8 @@
 mod plan;
 mod store;
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::Read;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
@@ -266,7 +268,7 @@ fn decode<'a>(
     let mut decompressor = zstd::bulk::Decompressor::new().map_err(|error| {
         ContentsError::Store(SysError::new("prepare a decoder for", incoming.path(), error))
     })?;
-    let mut hashers = std::collections::HashMap::new();
+    let mut hashers = HashMap::new();
     for Stored { pack, job, bytes: stored } in frames {
         let size = job.frame.size;
         let bad = |reason: String| ContentsError::BadFrame {
@@ -286,10 +288,10 @@ fn decode<'a>(
         let mut wrong = None;
         for piece in &job.pieces {
             let item = &plan.items[piece.item];
-            if !hashers.contains_key(&piece.item) {
-                hashers.insert(piece.item, digest_part(incoming, item)?);
-            }
-            let Some(hasher) = hashers.get_mut(&piece.item) else { continue };
+            let hasher = match hashers.entry(piece.item) {
+                Entry::Occupied(begun) => begun.into_mut(),
+                Entry::Vacant(new) => new.insert(digest_part(incoming, item)?),
+            };
             hasher.update(&bytes[piece.start..piece.start + piece.length]);
             verdicts.push(if hasher.size() < item.size {
                 Verdict::GoesOn
