@@ -16,7 +16,7 @@
 //! | --- | --- | --- |
 //! | `lowerdir+`, one call for each lower | 6.8 and later | 500 lowers, 255 bytes each |
 //! | one `lowerdir=a:b:c` string by fsconfig | all with the new API | 255 bytes in all |
-//! | one string by mount(2), in a private namespace | all | one page in all |
+//! | one string by mount(2), in a private namespace | all | one page in all; names that are too long for it are given as descriptors |
 //!
 //! All paths are relative to a directory, which a helper thread makes its own
 //! working directory: so they stay short, `/proc/self/mountinfo` shows the layers'
@@ -243,8 +243,10 @@ pub fn bind_detached(
     let mount = rustix::mount::open_tree(at, path, flags)
         .map(Detached)
         .map_err(|source| MountError::Bind { path: path.into(), source: source.into() })?;
-    let mut attributes =
-        MountAttributes { propagation: u64::from(MountPropagationFlags::PRIVATE.bits()), ..Default::default() };
+    let mut attributes = MountAttributes {
+        propagation: u64::from(MountPropagationFlags::PRIVATE.bits()),
+        ..Default::default()
+    };
     match access {
         Access::ReadOnly => attributes.set = libc::MOUNT_ATTR_RDONLY,
         Access::ReadWrite => attributes.clear = libc::MOUNT_ATTR_RDONLY,
@@ -317,15 +319,23 @@ pub struct MadeOverlay {
 
 /// Makes an overlay by the first way that this kernel has.
 pub fn overlay_detached(overlay: &Overlay<'_>) -> Result<MadeOverlay, MountError> {
-    overlay_by(overlay, &[OverlayWay::OneByOne, OverlayWay::OneString, OverlayWay::OldMount])
+    let ways = [OverlayWay::OneByOne, OverlayWay::OneString, OverlayWay::OldMount];
+    // An older kernel would refuse the first way too, but say so on the console.
+    overlay_by(overlay, if knows_lowerdir_add() { &ways } else { &ways[1..] })
+}
+
+/// Whether `lowerdir+` is there, by the kernel's version: 6.8 or later.
+fn knows_lowerdir_add() -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release.split(['.', '-']).map(|text| text.parse().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    (next(), next()) >= (6_u32, 8_u32)
 }
 
 /// The same by the ways given alone: for the tests of the older kernels' ways on a
 /// newer one.
-pub fn overlay_by(
-    overlay: &Overlay<'_>,
-    ways: &[OverlayWay],
-) -> Result<MadeOverlay, MountError> {
+pub fn overlay_by(overlay: &Overlay<'_>, ways: &[OverlayWay]) -> Result<MadeOverlay, MountError> {
     if overlay.lowers.len() + 2 * usize::from(overlay.upper.is_some()) < 2 {
         return Err(MountError::TooFewLowers { lowers: overlay.lowers.len() });
     }
@@ -408,6 +418,63 @@ fn by_old_mount(
         kernel: String::new(),
         source,
     };
+    let kernel = |source: rustix::io::Errno| create(source.into());
+    // SAFETY: unshare(2) with CLONE_NEWNS touches no memory; it changes the mount
+    // namespace of this thread, which ends after the closure of `in_directory`.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
+        .map_err(kernel)?;
+    make_all_private()?;
+    let place = &overlay.lowers[0];
+    let mut data = old_mount_data(overlay, options);
+    let mut target = place.clone();
+    let base = open_path(Path::new(".")).map_err(kernel)?;
+    // Descriptors must stay open until the mount is made.
+    let mut opened = Vec::new();
+    if data.len() > MOUNT_DATA {
+        let mut number = |path: &Path| -> Result<PathBuf, MountError> {
+            let fd = open_path(path).map_err(kernel)?;
+            let number = fd.as_raw_fd().to_string();
+            opened.push(fd);
+            Ok(number.into())
+        };
+        let lowers: Vec<_> =
+            overlay.lowers.iter().map(|path| number(path)).collect::<Result<_, _>>()?;
+        let upper = match overlay.upper {
+            Some(Upper { upper, work }) => {
+                Some(Upper { upper: number(upper)?, work: number(work)? })
+            }
+            None => None,
+        };
+        let shorter = Overlay { lowers: &lowers, upper: upper.as_ref(), ..overlay.clone() };
+        data = old_mount_data(&shorter, options);
+        target = Path::new("/proc/self/fd").join(base.as_raw_fd().to_string()).join(place);
+        rustix::process::chdir(c"/proc/self/fd").map_err(kernel)?;
+    }
+    if data.len() > MOUNT_DATA {
+        return Err(create(io::Error::from_raw_os_error(libc::E2BIG)));
+    }
+    let data = CString::new(data).map_err(|e| create(e.into()))?;
+    let made = rustix::mount::mount(
+        overlay.source,
+        &target,
+        c"overlay",
+        MountFlags::empty(),
+        Some(data.as_c_str()),
+    );
+    drop(opened);
+    // Also after a failure: the next way begins in the same directory.
+    rustix::process::fchdir(&base).map_err(kernel)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount =
+        made.and_then(|()| rustix::mount::open_tree(&base, place, flags)).map_err(kernel)?;
+    Ok((Detached(mount), Vec::new()))
+}
+
+fn open_path(path: &Path) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn old_mount_data(overlay: &Overlay<'_>, options: &[(&str, &str)]) -> Vec<u8> {
     let mut data = b"lowerdir=".to_vec();
     data.extend(join_lowers(overlay.lowers, b","));
     if let Some(Upper { upper, work }) = overlay.upper {
@@ -419,32 +486,7 @@ fn by_old_mount(
     for (key, value) in options {
         data.extend(format!(",{key}={value}").into_bytes());
     }
-    if data.len() > MOUNT_DATA {
-        return Err(create(io::Error::from_raw_os_error(libc::E2BIG)));
-    }
-    let data = CString::new(data).map_err(|e| create(e.into()))?;
-    let place = &overlay.lowers[0];
-    // SAFETY: unshare(2) with CLONE_NEWNS touches no memory; it changes the mount
-    // namespace of this thread, which ends after the closure of `in_directory`.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
-        .map_err(|e| create(e.into()))?;
-    rustix::mount::mount_change(
-        c"/",
-        MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
-    )
-    .map_err(|e| create(e.into()))?;
-    rustix::mount::mount(
-        overlay.source,
-        place,
-        c"overlay",
-        MountFlags::empty(),
-        Some(data.as_c_str()),
-    )
-    .map_err(|e| create(e.into()))?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let mount = rustix::mount::open_tree(rustix::fs::CWD, place, flags)
-        .map_err(|e| create(e.into()))?;
-    Ok((Detached(mount), Vec::new()))
+    data
 }
 
 fn describe(overlay: &Overlay<'_>) -> String {
@@ -499,9 +541,7 @@ fn in_directory<T: Send>(
 /// its other mounts stay as they are.
 pub fn set_access(at: impl AsFd, target: &Path, access: Access) -> Result<(), MountError> {
     let attributes = match access {
-        Access::ReadOnly => {
-            MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() }
-        }
+        Access::ReadOnly => MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() },
         Access::ReadWrite => {
             MountAttributes { clear: libc::MOUNT_ATTR_RDONLY, ..Default::default() }
         }
@@ -539,11 +579,8 @@ pub fn unmount_lazily(target: &Path) -> Result<(), MountError> {
 /// Makes every mount of this mount namespace private, so that nothing done here is
 /// seen outside. For tests and for `unshare`d work.
 pub fn make_all_private() -> Result<(), MountError> {
-    rustix::mount::mount_change(
-        c"/",
-        MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
-    )
-    .map_err(|source| MountError::Attributes { target: "/".into(), source: source.into() })
+    rustix::mount::mount_change(c"/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
+        .map_err(|source| MountError::Attributes { target: "/".into(), source: source.into() })
 }
 
 /// Gives this *thread* (and what it starts) a mount namespace of its own, nothing in
