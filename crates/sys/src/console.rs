@@ -155,7 +155,8 @@ mod tests {
 
     #[test]
     fn a_sequence_does_not() {
-        for typed in [&b""[..], b"abc", b"\x1b[A", b"\x1b[24;80R", b"\x1bOP", b"\x1b[", b"\x1b[1;2"] {
+        for typed in [&b""[..], b"abc", b"\x1b[A", b"\x1b[24;80R", b"\x1bOP", b"\x1b[", b"\x1b[1;2"]
+        {
             assert!(!lone_escape(typed), "{typed:?}");
         }
     }

@@ -72,8 +72,7 @@ fn is_down(state: &[u8], Key(number): Key) -> bool {
 /// Waits until one of `inputs` can be read, at most `milliseconds`.
 pub(crate) fn wait_for(inputs: &[BorrowedFd<'_>], milliseconds: u32) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut waits: Vec<_> =
-        inputs.iter().map(|input| PollFd::new(input, PollFlags::IN)).collect();
+    let mut waits: Vec<_> = inputs.iter().map(|input| PollFd::new(input, PollFlags::IN)).collect();
     let timeout = Timespec {
         tv_sec: i64::from(milliseconds / 1000),
         tv_nsec: i64::from(milliseconds % 1000) * 1_000_000,
