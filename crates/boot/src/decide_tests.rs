@@ -88,9 +88,8 @@ fn check(inputs: &Inputs<'_>) {
         inputs.on_disk.iter().any(|deployment| deployment.name == *name)
             && !inputs.failed.iter().any(|(failed, _)| failed == name)
     };
-    let exhausted = |name: &DeploymentName| {
-        selection.is_some_and(|s| s.latest == *name && s.tries == Some(0))
-    };
+    let exhausted =
+        |name: &DeploymentName| selection.is_some_and(|s| s.latest == *name && s.tries == Some(0));
     let wished = inputs.wishes.deployment.as_ref().and_then(|text| text.parse().ok());
     let Ok(decision) = answer else {
         // Nothing boots only if nothing may.
@@ -111,8 +110,8 @@ fn check(inputs: &Inputs<'_>) {
         assert_eq!((chosen, decision.reason), (&wished, Reason::CommandLine));
     } else if let Some(selection) = selection {
         let previous = selection.previous.as_ref().filter(|name| works(name));
-        let latest = (works(&selection.latest) && selection.tries != Some(0))
-            .then_some(&selection.latest);
+        let latest =
+            (works(&selection.latest) && selection.tries != Some(0)).then_some(&selection.latest);
         let first = if inputs.key_held { previous.or(latest) } else { latest.or(previous) };
         if let Some(first) = first.filter(|name| !exhausted(name)) {
             assert_eq!(chosen, first, "{inputs:?}");
@@ -138,8 +137,8 @@ fn check(inputs: &Inputs<'_>) {
         }
         None => {
             assert!(!matches!(decision.reason, Reason::Trial { .. }));
-            let by_itself = decision.reason != Reason::CommandLine
-                && decision.reason != Reason::KeyHeld;
+            let by_itself =
+                decision.reason != Reason::CommandLine && decision.reason != Reason::KeyHeld;
             let on_trial = selection.is_some_and(|s| s.latest == *chosen && s.tries.is_some());
             assert!(!by_itself || !on_trial, "{inputs:?}");
         }

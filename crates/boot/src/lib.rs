@@ -29,4 +29,6 @@ pub mod transition;
 
 pub use report::BootReport;
 
-pub use decide::{Decision, Inputs, OnDisk, PassedOver, Reason, Unusable, WhyPassedOver, Wishes, decide};
+pub use decide::{
+    Decision, Inputs, OnDisk, PassedOver, Reason, Unusable, WhyPassedOver, Wishes, decide,
+};

@@ -43,7 +43,8 @@ pub fn promote(
     }
     let previous = current.and_then(|current| {
         let latest_is_good = current.tries.is_none() && current.latest != *new;
-        let previous = if latest_is_good { Some(&current.latest) } else { current.previous.as_ref() };
+        let previous =
+            if latest_is_good { Some(&current.latest) } else { current.previous.as_ref() };
         previous.filter(|previous| *previous != new).cloned()
     });
     let generation = current.map_or(1, |current| current.generation + 1);

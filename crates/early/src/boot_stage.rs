@@ -296,9 +296,12 @@ impl Stage<'_> {
         let warnings = left_out
             .map(|left| format!("{} is not mounted: {}", left.path, left.why))
             .chain(executed.compromises)
-            .chain(executed.refused_options.into_iter().map(|option| {
-                format!("the kernel does not know the overlay option {option}")
-            }));
+            .chain(
+                executed
+                    .refused_options
+                    .into_iter()
+                    .map(|option| format!("the kernel does not know the overlay option {option}")),
+            );
         self.warnings.extend(warnings);
         let root = plan.steps.into_iter().next().expect("a plan begins with the root");
         let mode = match root.top {

@@ -37,10 +37,7 @@ fn main() -> ExitCode {
             let phases: Vec<String> =
                 report.phases.iter().map(|(phase, time)| format!("{phase} {time}")).collect();
             let (reason, phases) = (&booted.reason, phases.join(", "));
-            say(
-                Level::Notice,
-                &format!("booted {name} ({reason}) in {microseconds} us: {phases}"),
-            );
+            say(Level::Notice, &format!("booted {name} ({reason}) in {microseconds} us: {phases}"));
             ExitCode::SUCCESS
         }
         Ok(Outcome::NoVarve) => {
