@@ -12,7 +12,7 @@
 //!
 //! [[health]]
 //! name = "services"
-//! command = ["systemctl", "is-system-running", "--wait"]
+//! command = ["systemctl", "is-active", "ssh.service"]
 //! timeout = "90s"
 //! ```
 //!
