@@ -56,6 +56,10 @@ const MANIFEST_LEVEL: i32 = 16;
 /// 12 207.6 MB in 33 s.
 pub const DEFAULT_LEVEL: i32 = 8;
 
+/// Threads that compress when the caller leaves their number open: more would take more
+/// memory than a build is meant to.
+const MAX_THREADS: usize = 4;
+
 /// Where a tree comes from.
 pub enum Source {
     /// A directory that holds the tree. Nothing may be mounted below it.
@@ -90,7 +94,8 @@ pub struct BuildOptions {
     pub notes: String,
     /// Level of zstd, 1 to 22.
     pub level: i32,
-    /// Threads that compress; 0 for one on each processor. Has no influence on the result.
+    /// Threads that compress; 0 for one on each processor, at most four. Has no influence
+    /// on the result. Each takes about 12 MiB.
     pub threads: usize,
 }
 
@@ -193,7 +198,7 @@ pub fn build(
     durable::sync_directory(repo)?;
 
     let threads = match options.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        0 => std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS),
         threads => threads,
     };
     let ((manifest, new), written) = pack::write_pack(&packs, options.level, threads, |packer| {

@@ -15,13 +15,17 @@ use varve_sys::{Dir, durable};
 
 /// Text that compresses somewhat, different for each seed.
 fn text(seed: u64, length: usize) -> Vec<u8> {
+    const WORDS: &[u8] = b"the quick brown fox jumps over the lazy dog while five boxing wizards \
+        pack my box with a dozen jugs of liquid and sphinxes of black quartz judge every vow";
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(length + 20);
+    let mut bytes = Vec::with_capacity(length + 40);
     while bytes.len() < length {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        bytes.extend_from_slice(format!("word{} ", state % 5000).as_bytes());
+        bytes.extend_from_slice(&state.to_le_bytes()[..4]);
+        let start = (state >> 32) as usize % (WORDS.len() - 36);
+        bytes.extend_from_slice(&WORDS[start..start + 36]);
     }
     bytes.truncate(length);
     bytes
@@ -129,6 +133,45 @@ fn temporaries_are_swept_and_other_files_kept() {
     place.manifest(&report);
     assert!(files(&place.path("repo")).keys().all(|name| !name.contains("/.")));
     assert_eq!(place.repo().read("README", 10).unwrap(), b"mine");
+}
+
+/// A real kill in the middle of a pack. The test program runs itself again as the
+/// builder, which reads an archive that never ends.
+#[test]
+fn a_killed_build_leaves_only_temporaries() {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    const ROLE: &str = "VARVE_TEST_BUILD_INTO";
+    if let Some(repo) = std::env::var_os(ROLE) {
+        let reader = Box::new(std::io::stdin());
+        let source = Source::Tar { reader, name: "pipe".into(), size: None };
+        let repo = Dir::open(repo).unwrap();
+        let _ = varve_build::build(source, &repo, &options("a"), &Silent, &Cancel::new());
+        return;
+    }
+    let place = Place::new();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_killed_build_leaves_only_temporaries", "--nocapture"])
+        .env(ROLE, place.path("repo"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut pipe = child.stdin.take().unwrap();
+    pipe.write_all(&sample().0).unwrap();
+    pipe.flush().unwrap();
+    let temporary = place.path("repo/packs/.pack.new");
+    let begin = std::time::Instant::now();
+    while std::fs::metadata(&temporary).map_or(0, |m| m.len()) < 1 << 20 {
+        assert!(begin.elapsed().as_secs() < 60, "the builder writes nothing");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(files(&place.path("repo")).into_keys().collect::<Vec<_>>(), ["packs/.pack.new"]);
+    let report = place.build_tar("a", &sample().end()).unwrap();
+    place.manifest(&report);
+    assert_eq!(files(&place.path("repo")).len(), 4);
 }
 
 #[test]
