@@ -187,8 +187,9 @@ impl<'a> Store<'a> {
     }
 
     pub(super) fn commit_if_due(&mut self) -> Result<(), SysError> {
-        let due =
-            self.waiting >= BATCH_BYTES || (self.waiting > 0 && self.since.elapsed() >= BATCH_TIME);
+        // The next frame would go beyond what may be lost.
+        let full = self.waiting > BATCH_BYTES - u64::from(MAX_FRAME);
+        let due = full || (self.waiting > 0 && self.since.elapsed() >= BATCH_TIME);
         if due { self.commit() } else { Ok(()) }
     }
 
@@ -212,8 +213,11 @@ impl<'a> Store<'a> {
             && part.written > part.durable
         {
             let new = part_name(&part.digest, part.written);
-            self.dir.rename_over(part_name(&part.digest, part.durable), self.dir, new)?;
+            self.dir.rename_over(part_name(&part.digest, part.durable), self.dir, &new)?;
             part.durable = part.written;
+            // Opened anew, so that messages and traces know it by the name that it has.
+            part.file = self.dir.edit_file(&new)?;
+            part.file.seek_to(part.written)?;
         }
         durable::sync_directory(self.dir)
     }
