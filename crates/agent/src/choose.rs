@@ -25,6 +25,7 @@ pub struct Wish {
 
 /// What is to be done.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Choice {
     /// The latest is what there is to have.
     UpToDate {

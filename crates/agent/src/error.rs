@@ -168,6 +168,11 @@ impl Error {
         self.find_sys(SysError::is_read_only)
     }
 
+    /// Whether the caller may not do that.
+    pub fn is_permission_denied(&self) -> bool {
+        self.find_sys(|error| error.source.kind() == std::io::ErrorKind::PermissionDenied)
+    }
+
     fn find_sys(&self, test: fn(&SysError) -> bool) -> bool {
         let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = next {

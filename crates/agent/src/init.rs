@@ -173,7 +173,7 @@ fn install_config(store: &Store, deployment: &Deployment, text: &str) -> Result<
     let Some((place, mut path)) = place else { return Ok(false) };
     let manifest = store.manifest(deployment.name())?;
     let mut dir = store.state().open_dir(&place)?;
-    let file = TreePath::new(config::PATH[1..].as_bytes()).expect("a plain path");
+    let file = TreePath::new(&config::PATH.as_bytes()[1..]).expect("a plain path");
     let above = file.parent().expect("it lies in a directory");
     for component in above.components().skip(path.components().count()) {
         path = path.join(component.as_encoded_bytes()).expect("a plain path");

@@ -23,6 +23,7 @@
 //! is the one caller.
 
 #![forbid(unsafe_code)]
+#![allow(clippy::result_large_err, reason = "an error ends the work: none is on a hot path")]
 
 pub mod choose;
 pub mod collect;

@@ -1,5 +1,8 @@
 //! What happens after a boot: confirmed, rolled back, fallen back, given back.
 
+#![allow(clippy::disallowed_methods, reason = "scratch files of a test")]
+#![allow(clippy::result_large_err, reason = "an error ends the work: none is on a hot path")]
+
 mod common;
 
 use common::{Lab, to};

@@ -1,5 +1,8 @@
 //! Upgrades end to end on a directory repository, in both layouts.
 
+#![allow(clippy::disallowed_methods, reason = "scratch files of a test")]
+#![allow(clippy::result_large_err, reason = "an error ends the work: none is on a hot path")]
+
 mod common;
 
 use common::{Lab, noise, now, to};

@@ -97,6 +97,10 @@ fn answer(error: &Error) -> (Exit, Option<String>) {
                     see `dmesg`\nnothing was changed, and the system that runs goes on";
         return (Exit::Refused, Some(hint.to_owned()));
     }
+    if error.is_permission_denied() {
+        let hint = "what a device holds is its administrator's alone: run it as root";
+        return (Exit::Refused, Some(hint.to_owned()));
+    }
     let (exit, hint) = match error {
         Error::Device(error) => device(error),
         Error::Sources(SourcesError::None) => (

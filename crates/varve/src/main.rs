@@ -2,6 +2,7 @@
 //! and says what came of it.
 
 #![forbid(unsafe_code)]
+#![allow(clippy::result_large_err, reason = "an error ends the work: none is on a hot path")]
 
 mod cli;
 mod commands;

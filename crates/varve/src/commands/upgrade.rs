@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use varve_agent::Device;
 use varve_agent::choose::{Choice, Wish};
 use varve_agent::init::{self, Init as Make};
 use varve_agent::observe::Observed;
 use varve_agent::plan::UpgradePlan;
 use varve_agent::upgrade::{self, Done, Prepared};
+use varve_agent::{Device, Error, Writer};
 use varve_term::Exit;
 
 use super::{Answer, Session, reboot};
@@ -194,11 +194,37 @@ pub(crate) fn upgrade(session: &Session<'_>, args: Upgrade) -> Answer {
     }
     // What it costs is said before it begins.
     session.progress.note(show::plan(&ready.plan).trim_end());
-    answer.done = Some(ready.run(&device, &writer, &context)?);
+    let done = match ready.run(&device, &writer, &context) {
+        Err(error) if error.is_missing_file() => {
+            again(session, &device, &writer, &wish, error, &mut answer)
+        }
+        other => other,
+    };
+    answer.done = Some(done?);
     session.answer(&answer, show::done)?;
     if args.reboot {
         drop(writer);
         reboot()?;
     }
     Ok(Exit::Done)
+}
+
+/// A file that the metadata names is nowhere: the repository changed since the metadata
+/// was fetched, so it is looked at once more. What is gone still is the first error.
+fn again(
+    session: &Session<'_>,
+    device: &Device,
+    writer: &Writer,
+    wish: &Wish,
+    first: Error,
+    answer: &mut Upgraded,
+) -> Result<Done, Error> {
+    session.progress.note("the repository has changed in the meantime: looking again");
+    let context = session.context();
+    let Prepared::Ready(ready) = upgrade::prepare(device, writer, wish, false, &context)? else {
+        return Err(first);
+    };
+    answer.plan = Some(ready.plan.clone());
+    session.progress.note(show::plan(&ready.plan).trim_end());
+    ready.run(device, writer, &context)
 }
