@@ -188,7 +188,7 @@ fn keep_physical(
         .and_then(|physical| physical.attach(rustix::fs::CWD, place))
         .map_err(StageError::Physical)?;
     let physical_root = Dir::open(place).map_err(StageError::Run)?;
-    if let Err(error) = make_writable(physical_root.fd(), Path::new("")) {
+    if let Err(error) = make_writable(rustix::fs::CWD, place) {
         warnings.push(whole_message(&error));
     }
     Ok(physical_root)
@@ -242,12 +242,14 @@ impl Stage<'_> {
             }
             choices.push(decision);
         };
+        // A trial whose try could not be noted comes last: if it hangs, it hangs for ever.
+        choices.sort_by_key(|decision| self.is_unnoted_trial(decision));
         for decision in choices {
             if let Ok((stack, mode)) = self.assemble(&decision, Care::Lenient) {
                 let failures = failed.iter().map(|(name, why)| format!("{name}: {why}"));
                 self.warnings.extend(failures);
-                let spent = self.selection.as_ref() == decision.spend_try.as_ref();
-                let spend_try = decision.spend_try.clone().filter(|_| spent);
+                let noted = !self.is_unnoted_trial(&decision);
+                let spend_try = decision.spend_try.clone().filter(|_| noted);
                 return Ok((Decision { spend_try, ..decision }, stack, mode));
             }
         }
@@ -266,6 +268,10 @@ impl Stage<'_> {
             key_held: self.key_held,
             failed,
         })
+    }
+
+    fn is_unnoted_trial(&self, decision: &Decision) -> bool {
+        decision.spend_try.is_some() && self.selection != decision.spend_try
     }
 
     /// The one act that is durable: the try counts from here on, whatever comes. A try

@@ -463,9 +463,26 @@ fn a_try_that_cannot_be_noted_is_not_taken() {
     assert_eq!(disk.selection().tries, Some(2));
     disk.power_off();
 
+    // Where nothing can be kept either, the one that needs no try comes first.
+    let mut a = disk.record("a", &["base"]);
+    a.state = vec![state("/etc", StateMode::Versioned)];
+    drop(file);
+    fs::remove_file(disk.varve("full")).unwrap();
+    disk.deploy(&a, true);
+    fs::create_dir_all(disk.varve("state")).unwrap();
+    put(&disk.varve("state/versioned"), "a file where a directory should be");
+    let mut file = File::options().append(true).create(true).open(disk.varve("full")).unwrap();
+    while file.write_all(&[1; 4096]).is_ok() {}
+    let report = disk.boot("");
+    assert_eq!((report.deployment.as_str(), &*report.reason), ("a", "previous"));
+    assert!(!report.warnings.is_empty(), "{report:?}");
+    disk.power_off();
+
     // With no other way to go it boots all the same, and says what it could not do.
+    fs::remove_file(disk.varve("full")).unwrap();
     disk.select("b", None, Some(2));
     fs::remove_dir_all(disk.varve("deployments/a")).unwrap();
+    let mut file = File::options().append(true).create(true).open(disk.varve("full")).unwrap();
     while file.write_all(&[1; 4096]).is_ok() {}
     let report = disk.boot("");
     assert_eq!(report.deployment.as_str(), "b");

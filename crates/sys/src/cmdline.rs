@@ -116,4 +116,14 @@ mod tests {
         assert_eq!(CommandLine::parse(b"=x").value(""), Some("x"));
         assert!(CommandLine::parse(b"\xff\xfe ok").has("ok"));
     }
+
+    proptest::proptest! {
+        /// Any bytes give words; what a word was written as comes back.
+        #[test]
+        fn any_bytes(text: Vec<u8>, key in "[a-z.]{1,8}", value in "[a-z0-9/ ]{0,8}") {
+            CommandLine::parse(&text);
+            let line = CommandLine::parse(format!("x {key}=\"{value}\" y").as_bytes());
+            proptest::prop_assert_eq!(line.value(&key), Some(&*value));
+        }
+    }
 }

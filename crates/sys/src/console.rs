@@ -218,4 +218,18 @@ mod tests {
         let name = ptsname(&keyboard, Vec::new()).unwrap();
         (File::from(keyboard), PathBuf::from(name.into_string().unwrap()))
     }
+
+    proptest::proptest! {
+        /// Whole sequences are never an Escape; one after them always is.
+        #[test]
+        fn any_sequences(
+            parts in proptest::collection::vec("[a-z]|\x1b\\[[0-9;]{0,5}[A-Za-z]|\x1bO[A-Z]", 0..9),
+            any: Vec<u8>,
+        ) {
+            lone_escape(&any);
+            let typed = parts.concat();
+            proptest::prop_assert!(!lone_escape(typed.as_bytes()));
+            proptest::prop_assert!(lone_escape((typed + "\x1b").as_bytes()));
+        }
+    }
 }

@@ -161,4 +161,24 @@ mod tests {
         let entries = parse_mountinfo(&text).unwrap();
         assert!(entries.iter().any(|entry| entry.mount_point.as_os_str() == "/"));
     }
+
+    proptest::proptest! {
+        /// Any bytes are read or refused, and an escaped name comes back.
+        #[test]
+        fn any_bytes(text: Vec<u8>, name in proptest::collection::vec(1_u8.., 1..20)) {
+            let _ = parse_mountinfo(&text);
+            let _ = parse_mountinfo(&[b"1 0 0:2 / / rw - ", &text[..]].concat());
+            let escape = |byte: &u8| match byte {
+                b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
+                byte => vec![*byte],
+            };
+            let escaped: Vec<u8> = name.iter().flat_map(escape).collect();
+            let line = [b"1 0 0:2 / ", &escaped[..], b" rw - tmpfs none rw\n"].concat();
+            let entries = parse_mountinfo(&line).unwrap();
+            proptest::prop_assert_eq!(
+                entries[0].mount_point.as_os_str().as_encoded_bytes(),
+                &name[..]
+            );
+        }
+    }
 }
