@@ -95,7 +95,7 @@ pub struct BuildOptions {
     /// Level of zstd, 1 to 22.
     pub level: i32,
     /// Threads that compress; 0 for one on each processor, at most four. Has no influence
-    /// on the result. Each takes about 12 MiB.
+    /// on the result. Each takes a few MiB.
     pub threads: usize,
 }
 
