@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use varve_boot::report::{self, BootReport};
 use varve_boot::{Decision, Inputs, PassedOver, Unusable, Wishes, decide};
 use varve_format::DeploymentName;
@@ -124,6 +125,7 @@ fn boot_from(
         selection: selection.ok(),
         warnings,
         clock,
+        init: machine.command_line.value("init").map(str::to_owned),
     };
     let (decision, stack, root_mode) = stage.boot()?;
     let record = &stage.deployment(&decision.deployment).record;
@@ -205,6 +207,7 @@ struct Stage<'a> {
     problem: Option<Unusable>,
     warnings: Vec<String>,
     clock: Clock,
+    init: Option<String>,
 }
 
 /// How long each part of the boot stage took.
@@ -297,6 +300,12 @@ impl Stage<'_> {
         self.clock.done("plan");
         let executed = execute(&self.store, &plan, self.target, &self.memory, care)
             .map_err(|error| whole_message(&error))?;
+        if care == Care::Strict && !self.has_init() {
+            // The second is there only if changes go to memory.
+            let _ = unmount_lazily(self.target);
+            let _ = unmount_lazily(&self.memory);
+            return Err("there is no init in it".to_owned());
+        }
         self.clock.done("mount");
         let left_out = plan.left_out.iter();
         let warnings = left_out
@@ -316,6 +325,19 @@ impl Stage<'_> {
             Top::Disk { .. } | Top::Bind { .. } => RootMode::Persistent,
         };
         Ok((root.lowers, mode))
+    }
+
+    /// Whether the new root holds a program to hand over to. One that does not (a layer
+    /// that lost its files) is passed over here, where there is still a choice.
+    fn has_init(&self) -> bool {
+        let Ok(root) = Dir::open(self.target) else { return false };
+        let asked = self.init.as_deref().map(|path| path.trim_start_matches('/'));
+        let usual = ["sbin/init", "etc/init", "bin/init"];
+        asked.into_iter().chain(usual).any(|path| {
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            rustix::fs::openat2(root.fd(), path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+                .is_ok()
+        })
     }
 
     fn deployment(&self, name: &DeploymentName) -> &Deployment {

@@ -58,9 +58,11 @@ impl Disk {
 
     fn layer(&self, name: &str) -> PathBuf {
         let tree = self.varve("layers").join(name).join("tree");
-        for directory in ["etc", "var/tmp", "home", "run", "usr"] {
+        for directory in ["etc", "var/tmp", "home", "run", "usr/sbin"] {
             fs::create_dir_all(tree.join(directory)).unwrap();
         }
+        let _ = std::os::unix::fs::symlink("/usr/sbin", tree.join("sbin"));
+        put(&tree.join("usr/sbin/init"), "");
         put(&tree.join("etc/who"), name);
         tree
     }
@@ -214,6 +216,7 @@ fn one_layer_and_a_hard_linked_tree_are_plain_binds() {
     disk.deploy(&one, true);
     fs::create_dir_all(disk.varve("trees/t/etc")).unwrap();
     put(&disk.varve("trees/t/etc/who"), "t");
+    put(&disk.varve("trees/t/etc/init"), "");
     let mut tree = disk.record("tree", &[]);
     tree.stack = Stack::HardLink { tree: "t".parse().unwrap() };
     tree.state = vec![state("/etc", StateMode::Versioned)];
@@ -447,6 +450,24 @@ fn a_trial_spends_a_try_even_if_it_cannot_be_mounted() {
     disk.power_off();
     assert_eq!(disk.boot("varve.deployment=b").reason, "command-line");
     assert_eq!(disk.selection().tries, Some(0));
+}
+
+#[test]
+fn a_root_without_an_init_is_passed_over() {
+    let Some(mut disk) = Disk::new() else { return };
+    disk.two(|_| {});
+    disk.select("b", Some("a"), None);
+    fs::remove_file(disk.varve("layers/u/tree/usr/sbin/init")).unwrap();
+    fs::remove_file(disk.varve("layers/u/tree/sbin")).unwrap();
+    // A link that leads out of the new root is not an init either.
+    std::os::unix::fs::symlink(disk.path("root"), disk.varve("layers/u/tree/sbin")).unwrap();
+    put(&disk.path("root/init"), "");
+    let report = disk.boot("");
+    assert_eq!(report.deployment.as_str(), "a");
+    assert!(report.passed_over[0].contains("no init"), "{report:?}");
+    disk.power_off();
+    put(&disk.varve("layers/u/tree/usr/start"), "");
+    assert_eq!(disk.boot("init=/usr/start").deployment.as_str(), "b");
 }
 
 #[test]
