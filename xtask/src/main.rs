@@ -17,6 +17,7 @@ mod demo;
 mod device;
 mod lab;
 mod packages;
+mod powercut;
 mod project;
 mod releases;
 mod test;
@@ -51,6 +52,8 @@ enum Command {
         /// Only this one: build, upgrade, copy, boot, rollback.
         name: Option<String>,
     },
+    /// Cuts the power at every point of varve's work and looks whether the device lives on.
+    Powercut(powercut::Arguments),
     /// What CI asks of the source: format, clippy, licences, who may use whom, sizes.
     Check {
         /// Only checks whose name contains this.
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test { which, filter } => test::run(which, filter.as_deref()),
         Command::Bench { name } => bench::run(name.as_deref()),
+        Command::Powercut(arguments) => powercut::run(&arguments),
         Command::Check { filter } => check::run(filter.as_deref()),
         Command::Image => lab::make_all(),
         Command::Releases => releases::make_all(),

@@ -18,7 +18,7 @@ pub(crate) fn run(which: Which, filter: Option<&str>) -> Result {
     if which == Which::All {
         // All in one run of nextest, so that its last lines are about all tests.
         lab::make_all()?;
-        return nextest(&["--profile", "all", "--features", "varve-testkit/vm"], filter);
+        return nextest(&["--workspace", "--profile", "all", "--features", "varve-testkit/vm"], filter);
     }
     lab::make_all()?;
     nextest(
@@ -31,12 +31,12 @@ fn fast(filter: Option<&str>) -> Result {
     if !is_root() {
         eprintln!("  not root: the tests that mount file systems say so and do not run");
     }
-    nextest(&["--profile", "fast"], filter)
+    nextest(&["--workspace", "--profile", "fast"], filter)
 }
 
 fn nextest(arguments: &[&str], filter: Option<&str>) -> Result {
     let mut command = cargo();
-    command.args(["nextest", "run", "--workspace", "--locked"]).args(arguments).args(filter);
+    command.args(["nextest", "run", "--locked"]).args(arguments).args(filter);
     // The tests find the releases, the repository and the image there.
     command.env("VARVE_LAB", lab::description()?);
     show(&mut command)

@@ -14,7 +14,7 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
         std::fs::create_dir(&ours)?;
         let publisher = Publisher::init(&ours, &bench.programs)?;
         settle();
-        cost(&publisher.build_command(&bench.old.folder, "release", crate::lab::STABLE))
+        cost(&publisher.build_command(&bench.old.folder, "release"))
     };
     let mut commit = |_| {
         remove(&theirs)?;

@@ -1,0 +1,64 @@
+//! `cargo xtask powercut`: builds the power-cut rig and runs it as root.
+//!
+//! ```text
+//! cargo xtask powercut                       all scenarios on all file systems
+//! cargo xtask powercut --ci                  a bounded share with a fixed seed
+//! cargo xtask powercut --faults              takes out each safety step in turn
+//! cargo xtask powercut --replay FILE         judges a kept state again
+//! ```
+//!
+//! Everything else is `crates/powercut`, to which the other options go as they are.
+
+use std::ffi::OsString;
+
+use crate::project::{Result, cache, cargo, program, root, show, target};
+
+/// What CI runs: every scenario on the file system that Debian installs, and those in
+/// which most can go wrong on the others too.
+const CI: &[&[&str]] = &[
+    &["--fs", "ext4", "--states", "40", "--deep", "2", "--deep-states", "6", "--minutes", "3"],
+    &[
+        "--fs", "xfs,btrfs", "--scenario", "primitives,upgrade,trial", "--states", "30", "--deep",
+        "1", "--deep-states", "6", "--minutes", "1.5",
+    ],
+];
+
+/// Cuts the power at every point of varve's work and looks whether the device lives on.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The bounded share that CI runs, in at most five minutes.
+    #[arg(long)]
+    ci: bool,
+    /// For the rig: --fs, --scenario, --states, --deep, --seed, --hours, --faults,
+    /// --replay FILE; `--help` after `--` tells all.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rig: Vec<OsString>,
+}
+
+/// Runs it. A state that breaks a promise is an error.
+pub(crate) fn run(arguments: &Arguments) -> Result {
+    let faults = arguments.rig.iter().any(|argument| argument == "--faults");
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--package", "varve-powercut"]);
+    let target = if faults {
+        // In a directory of its own: no other build may meet these programs.
+        let target = cache()?.join("faults");
+        build.args(["--features", "faults", "--target-dir"]).arg(&target);
+        target
+    } else {
+        target()?
+    };
+    show(&mut build)?;
+    let runs: Vec<Vec<OsString>> = match arguments.ci {
+        true => CI.iter().map(|words| words.iter().map(OsString::from).collect()).collect(),
+        false => vec![arguments.rig.clone()],
+    };
+    for words in runs {
+        let mut rig = program(&target.join("debug/varve-powercut").to_string_lossy());
+        rig.current_dir(root()).args(words);
+        if !rig.status()?.success() {
+            return Err("the power-cut rig found what must not be: see above".into());
+        }
+    }
+    Ok(())
+}
