@@ -22,6 +22,11 @@ use varve_testkit::tree::scan;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [memory, root] = &arguments[..]
+        && memory == "memory"
+    {
+        return measure_memory(root);
+    }
     let [old, new, work] = &arguments[..] else {
         return Err("usage: measure OLD_DIR NEW_DIR EMPTY_DIR".into());
     };
@@ -58,6 +63,31 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("{:?}", merged.counts);
         }
     }
+    Ok(())
+}
+
+/// `measure memory EMPTY_DIR/hard-link`, after a run: what staging an upgrade again and
+/// verifying it takes, at its peak.
+fn measure_memory(root: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let store = Store::open(&Dir::open(root)?)?;
+    let manifest = store.manifest(&"new".parse()?)?;
+    let (base, name) = (store.deployment(&"old".parse()?)?, "again".parse()?);
+    let (silent, cancel) = (Silent, Cancel::new());
+    let request = Request {
+        store: &store,
+        base: Some(&base),
+        name: &name,
+        manifest: &manifest,
+        check: SourceCheck::Contents,
+        progress: &silent,
+        cancel: &cancel,
+    };
+    let layout = layout::of(base.record.stack.layout());
+    let plan = layout.plan(&request)?;
+    let staged = layout.stage(&store, plan, &manifest, &silent, &cancel)?;
+    staged.verify(Level::Full, &silent, &cancel)?.abandon()?;
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    status.lines().filter(|line| line.starts_with("VmHWM")).for_each(|line| println!("{line}"));
     Ok(())
 }
 

@@ -20,6 +20,7 @@ use varve_format::deployment::{LayerKind, Layout, Stack};
 use varve_format::manifest::Manifest;
 use varve_format::tree::Kind;
 use varve_format::{ContentDigest, DeploymentName, LayerName, TreePath};
+use varve_sys::Stat;
 use varve_sys::task::{Cancel, Progress};
 
 use crate::layer::{self, Shape};
@@ -346,13 +347,15 @@ fn find_sources(
         .filter(|at| !sources.contains_key(at))
         .filter_map(|&at| contents(at).map(|needed| needed.digest))
         .collect();
-    let mut in_incoming = HashSet::new();
+    // In incoming already, and whether its inode is free to become the release's.
+    let mut in_incoming: HashMap<ContentDigest, bool> = HashMap::new();
     for digest in &missing {
-        if store.incoming_size(digest)?.is_some() {
-            in_incoming.insert(*digest);
+        if let Some(stat) = store.incoming().stat_opt(digest.to_hex())?.filter(Stat::is_file) {
+            in_incoming.insert(*digest, stat.links == 1);
         }
     }
-    let elsewhere: HashSet<_> = missing.difference(&in_incoming).copied().collect();
+    let elsewhere: HashSet<_> =
+        missing.iter().filter(|digest| !in_incoming.contains_key(digest)).copied().collect();
     let index = locate::ContentIndex::find(
         store,
         &elsewhere,
@@ -374,8 +377,12 @@ fn find_sources(
                         Source::Copy(*deployment, path.clone())
                     }
                     None if first => {
-                        let here = in_incoming.contains(&needed.digest);
-                        if here { &mut plan.incoming } else { &mut plan.fetch }.push(needed);
+                        let here = in_incoming.get(&needed.digest);
+                        if here.is_some() { &mut plan.incoming } else { &mut plan.fetch }
+                            .push(needed);
+                        if here == Some(&false) {
+                            plan.write_bytes += needed.size;
+                        }
                         Source::Incoming
                     }
                     None => {

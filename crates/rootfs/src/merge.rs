@@ -31,7 +31,7 @@ use varve_sys::task::{Cancel, Cancelled, Progress, Unit};
 use varve_sys::{Attributes, Dir, FileType, Stat, SysError, Xattrs, durable};
 
 use crate::pool::{self, Pool};
-use crate::stage::{Part, StageError, begin, write_layer_record};
+use crate::stage::{Part, StageError, begin, or_discard, write_layer_record};
 use crate::store::{Deployment, LAYER_TREE, Store, StoreError};
 use crate::verify::{Contents, Level, Report, VerifyError, verify};
 use crate::view::{Found, Looked, MergedDir, OPAQUE};
@@ -181,9 +181,30 @@ pub fn merge(
         title: newest.title,
     };
     let staging = begin(store, name)?;
-    let layer = staging.make_dir("layer", 0o755)?;
-    let target = layer.make_dir(LAYER_TREE, 0o700)?;
+    let built = build(store, &staging, layers, &range, manifest.as_ref(), level, progress, cancel);
+    let (counts, report) = or_discard(store, name, built)?;
+    let mut stack = layers.to_vec();
+    stack.splice(range, [record.name.clone()]);
+    let new = DeploymentRecord { stack: Stack::Overlay { layers: stack }, ..deployment.record };
+    commit(store, &staging, &record, &new)?;
+    let deployment = Deployment { record: new, ..deployment };
+    Ok(Merged { deployment, layer: record.name, counts, report })
+}
 
+/// Makes the new layer's directory in the staging, and proves it.
+#[expect(clippy::too_many_arguments, reason = "one caller; a struct would only rename them")]
+fn build(
+    store: &Store,
+    staging: &Dir,
+    layers: &[LayerName],
+    range: &Range<usize>,
+    manifest: Option<&Manifest>,
+    level: Level,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<(Counts, Option<Report>)> {
+    let target = staging.make_dir("layer", 0o755)?.make_dir(LAYER_TREE, 0o700)?;
+    let folded = &layers[range.clone()];
     let mut dirs = Vec::new();
     for name in folded {
         let made_here = matches!(store.layer(name)?.kind, LayerKind::Base | LayerKind::Update);
@@ -191,84 +212,54 @@ pub fn merge(
         let foreign = !made_here || manifest.is_none();
         dirs.push(Layer { dir: store.layer_tree(name)?, foreign });
     }
-    let total = manifest.as_ref().map(|manifest| manifest.entries().len() as u64);
+    let total = manifest.map(|manifest| manifest.entries().len() as u64);
     progress.begin("merging", Unit::Paths, total);
-    let counts = match fold(dirs, &target, to_base, progress, cancel) {
-        Ok(counts) => counts,
-        Err(FoldError::Refused { layer, path, name }) => {
-            abandon(store, name_of(&deployment))?;
-            return Err(MergeError::Refused { layer: folded[layer].clone(), path, name });
+    let to_base = range.end == layers.len();
+    let counts = fold(dirs, &target, to_base, progress, cancel).map_err(|error| match error {
+        FoldError::Refused { layer, path, name } => {
+            MergeError::Refused { layer: folded[layer].clone(), path, name }
         }
-        Err(FoldError::Sys(error)) => return Err(error.into()),
-        Err(FoldError::Cancelled(error)) => return Err(error.into()),
-    };
+        FoldError::Sys(error) => error.into(),
+        FoldError::Cancelled(error) => error.into(),
+    })?;
     progress.end();
+    let Some(manifest) = manifest else { return Ok((counts, None)) };
 
-    let mut stack = layers.to_vec();
-    stack.splice(range.clone(), [record.name.clone()]);
-    let report = match &manifest {
-        Some(manifest) => {
-            let report =
-                prove(store, &stack, range.start, target, manifest, level, progress, cancel)?;
-            if !report.is_clean() {
-                abandon(store, name_of(&deployment))?;
-                return Err(MergeError::Differs { report: Box::new(report) });
-            }
-            Some(report)
-        }
-        None => None,
-    };
-    write_layer_record(&layer, &record)?;
-    let new = DeploymentRecord { stack: Stack::Overlay { layers: stack }, ..deployment.record };
-    commit(store, &staging, &record.name, &new)?;
-    let deployment = Deployment { record: new, ..deployment };
-    Ok(Merged { deployment, layer: record.name, counts, report })
-}
-
-/// The old stack boots until the record is replaced, the new one from then on.
-fn commit(store: &Store, staging: &Dir, layer: &LayerName, new: &DeploymentRecord) -> Result<()> {
-    let part = Part { is_layer: true, name: layer.clone() };
-    part.announce(staging)?;
-    durable::sync_file_system(store.dir())?;
-    part.move_into_place(store, staging)?;
-    store.replace_record(new)?;
-    Ok(durable::discard(store.staging(), new.name.as_str(), store.trash())?)
-}
-
-fn name_of(deployment: &Deployment) -> &DeploymentName {
-    &deployment.record.name
-}
-
-fn abandon(store: &Store, name: &DeploymentName) -> Result<()> {
-    Ok(durable::discard(store.staging(), name.as_str(), store.trash())?)
-}
-
-/// Compares the whole new stack with the manifest; `target` stands for its layer `at`.
-#[expect(clippy::too_many_arguments, reason = "one caller; a struct would only rename them")]
-fn prove(
-    store: &Store,
-    stack: &[LayerName],
-    at: usize,
-    target: Dir,
-    manifest: &Manifest,
-    level: Level,
-    progress: &dyn Progress,
-    cancel: &Cancel,
-) -> Result<Report> {
-    let mut target = Some(target);
-    let mut dirs = Vec::new();
-    for (index, name) in stack.iter().enumerate() {
-        match target.take_if(|_| index == at) {
-            Some(target) => dirs.push(target),
-            None => dirs.push(store.layer_tree(name)?),
-        }
+    // The whole new stack: what is above, the new layer, what is below.
+    let mut stack = Vec::new();
+    for name in &layers[..range.start] {
+        stack.push(store.layer_tree(name)?);
+    }
+    stack.push(target);
+    for name in &layers[range.end..] {
+        stack.push(store.layer_tree(name)?);
     }
     // A merge writes no contents of its own.
     let contents = match level {
         Level::Structure | Level::NewContents => Contents::Nothing,
         Level::Full => Contents::Everything,
     };
-    Ok(verify(dirs, manifest, contents, progress, cancel)?)
+    let report = verify(stack, manifest, contents, progress, cancel)?;
+    match report.is_clean() {
+        true => Ok((counts, Some(report))),
+        false => Err(MergeError::Differs { report: Box::new(report) }),
+    }
+}
+
+/// The old stack boots until the record is replaced, the new one from then on.
+fn commit(store: &Store, staging: &Dir, layer: &LayerRecord, new: &DeploymentRecord) -> Result<()> {
+    let part = Part { is_layer: true, name: layer.name.clone() };
+    let prepared = write_layer_record(&staging.open_dir("layer")?, layer)
+        .and_then(|()| Ok(part.announce(staging)?));
+    or_discard(store, &new.name, prepared)?;
+
+    durable::sync_file_system(store.dir())?;
+    part.move_into_place(store, staging)?;
+    store.replace_record(new)?;
+
+    // Committed: what is left of the way is for the sweep, if not for now.
+    let _ = durable::discard(store.staging(), new.name.as_str(), store.trash());
+    Ok(())
 }
 
 /// Why a fold stopped. The layer is by its place in the fold.

@@ -169,8 +169,22 @@ pub(crate) fn stage<'a>(
         progress,
         cancel,
     };
-    build.run()?;
+    let built = build.run();
+    or_discard(store, &plan.name, built)?;
     Ok(Staged { store, staging, plan, manifest })
+}
+
+/// Gives back at once the room that a failed staging took: the disk may be full. What
+/// cannot be deleted now is swept later, and the first error is the one to tell.
+pub(crate) fn or_discard<T, E>(
+    store: &Store,
+    name: &DeploymentName,
+    result: std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
+    if result.is_err() {
+        let _ = durable::discard(store.staging(), name.as_str(), store.trash());
+    }
+    result
 }
 
 /// An empty staging/<name>; what an earlier attempt left there goes.
@@ -248,11 +262,26 @@ impl Verified<'_> {
     }
 
     /// Makes it a deployment. Until the rename into deployments/ there is none, from
-    /// then on there is, whole and durable.
+    /// then on there is, whole and durable. What cannot be committed is deleted.
     pub fn commit(self, details: Details) -> Result<Deployment> {
-        let Staged { store, staging, plan, manifest } = self.staged;
+        let (store, name) = (self.staged.store, self.staged.plan.name.clone());
+        let (record, part) = or_discard(store, &name, self.prepare(details))?;
+        let staging = &self.staged.staging;
+
+        durable::sync_file_system(store.dir())?;
+        part.move_into_place(store, staging)?;
+        durable::commit_rename(staging, DEPLOYMENT, store.deployments_dir(), name.as_str())?;
+
+        // Committed: what is left of the way is for the sweep, if not for now.
+        let _ = durable::discard(store.staging(), name.as_str(), store.trash());
+        Ok(Deployment { record, confirmed: false, pinned: false })
+    }
+
+    /// Everything that a commit needs, written and not yet synced.
+    fn prepare(&self, details: Details) -> Result<(DeploymentRecord, Part)> {
+        let Staged { store, staging, plan, manifest } = &self.staged;
         if store.deployments_dir().stat_opt(&plan.name)?.is_some() {
-            return Err(StageError::NameTaken { name: plan.name });
+            return Err(StageError::NameTaken { name: plan.name.clone() });
         }
         let record = DeploymentRecord {
             format: FORMAT,
@@ -280,14 +309,8 @@ impl Verified<'_> {
         }
         state::prepare(store, &record, manifest)?;
         let part = Part { is_layer: plan.layer_kind.is_some(), name: plan.part.clone() };
-        part.announce(&staging)?;
-
-        durable::sync_file_system(store.dir())?;
-        part.move_into_place(store, &staging)?;
-        durable::commit_rename(&staging, DEPLOYMENT, store.deployments_dir(), plan.name.as_str())?;
-
-        durable::discard(store.staging(), plan.name.as_str(), store.trash())?;
-        Ok(Deployment { record, confirmed: false, pinned: false })
+        part.announce(staging)?;
+        Ok((record, part))
     }
 }
 
