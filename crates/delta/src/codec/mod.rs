@@ -1,0 +1,143 @@
+//! Compressed streams: taken apart, and made again bit for bit.
+//!
+//! | stream | made again by | what the delta carries |
+//! | --- | --- | --- |
+//! | xz | liblzma | preset, dictionary, check, block size |
+//! | zstd | libzstd | level, workers, checksum, content size |
+//! | deflate (gzip, zip, zlib) | preflate | corrections to what a known encoder would do |
+//! | lz4, legacy frame (kernels) | liblz4 | level |
+//!
+//! Encoding differs between versions of these libraries in principle; the publisher
+//! proves each stream with the version it is built with, the device verifies the
+//! content's digest, and falls back to the plain content where they disagree.
+
+mod deflate;
+mod lz4;
+mod xz;
+mod zstd;
+
+use std::borrow::Cow;
+
+/// The kind of a compressed stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Format {
+    /// The .xz format.
+    Xz = 1,
+    /// One Zstandard frame.
+    Zstd = 2,
+    /// A raw deflate stream.
+    Deflate = 3,
+    /// The legacy frame of lz4, as in kernel images.
+    Lz4Legacy = 4,
+}
+
+impl Format {
+    pub(crate) fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Xz, Self::Zstd, Self::Deflate, Self::Lz4Legacy].into_iter().find(|f| *f as u8 == byte)
+    }
+}
+
+/// Settings that make a stream again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Settings {
+    Xz(xz::Settings),
+    Zstd(zstd::Settings),
+    Deflate(Vec<u8>),
+    Lz4Legacy { level: u8 },
+}
+
+/// Why a stream could not be taken apart or made.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// Not a whole stream of this kind, or one that holds more than allowed.
+    #[error("a {0:?} stream is broken or larger than allowed")]
+    Decode(Format),
+    /// The encoder refused.
+    #[error("a {0:?} stream could not be made again")]
+    Encode(Format),
+}
+
+/// A stream taken apart.
+pub(crate) struct Decoded {
+    pub(crate) plain: Vec<u8>,
+    /// Bytes of the stream; more may follow it.
+    pub(crate) length: usize,
+}
+
+/// Takes the stream at the start of `bytes` apart; at most `limit` bytes come out.
+pub(crate) fn decode(format: Format, bytes: &[u8], limit: usize) -> Result<Decoded, CodecError> {
+    match format {
+        Format::Xz => xz::decode(bytes, limit),
+        Format::Zstd => zstd::decode(bytes, limit),
+        Format::Deflate => deflate::decode(bytes, limit),
+        Format::Lz4Legacy => lz4::decode(bytes, limit),
+    }
+    .ok_or(CodecError::Decode(format))
+}
+
+/// Makes the stream of `plain` again.
+pub(crate) fn encode(settings: &Settings, plain: &[u8]) -> Result<Vec<u8>, CodecError> {
+    let made = match settings {
+        Settings::Xz(settings) => xz::encode(settings, plain),
+        Settings::Zstd(settings) => zstd::encode(settings, plain),
+        Settings::Deflate(corrections) => deflate::encode(corrections, plain),
+        Settings::Lz4Legacy { level } => lz4::encode(*level, plain),
+    };
+    made.ok_or(CodecError::Encode(settings.format()))
+}
+
+/// Finds settings that make exactly `stream` from `plain`, and proves them.
+#[cfg(feature = "make")]
+pub(crate) fn settings(format: Format, stream: &[u8], plain: &[u8]) -> Option<Settings> {
+    let candidates = match format {
+        Format::Xz => xz::candidates(stream, plain).into_iter().map(Settings::Xz).collect(),
+        Format::Zstd => zstd::candidates(stream).into_iter().map(Settings::Zstd).collect(),
+        Format::Deflate => vec![Settings::Deflate(deflate::corrections(stream, plain)?)],
+        Format::Lz4Legacy => [9, 12, 1].map(|level| Settings::Lz4Legacy { level }).to_vec(),
+    };
+    candidates.into_iter().find(|c| encode(c, plain).is_ok_and(|made| made == stream))
+}
+
+impl Settings {
+    pub(crate) fn format(&self) -> Format {
+        match self {
+            Self::Xz(_) => Format::Xz,
+            Self::Zstd(_) => Format::Zstd,
+            Self::Deflate(_) => Format::Deflate,
+            Self::Lz4Legacy { .. } => Format::Lz4Legacy,
+        }
+    }
+
+    /// Memory that encoding `plain` bytes takes beside input and output, in bytes.
+    pub(crate) fn memory(&self, plain: u64) -> u64 {
+        match self {
+            Self::Xz(settings) => settings.memory(),
+            Self::Zstd(settings) => settings.memory(),
+            // The whole plain text again, and tables of hashes and tokens.
+            Self::Deflate(_) => plain * 4 + (4 << 20),
+            Self::Lz4Legacy { .. } => 9 << 20,
+        }
+    }
+
+    pub(crate) fn to_bytes(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Xz(settings) => Cow::Owned(settings.to_bytes()),
+            Self::Zstd(settings) => Cow::Owned(settings.to_bytes()),
+            Self::Deflate(corrections) => Cow::Borrowed(corrections),
+            Self::Lz4Legacy { level } => Cow::Owned(vec![*level]),
+        }
+    }
+
+    pub(crate) fn from_bytes(format: Format, bytes: &[u8]) -> Option<Self> {
+        Some(match format {
+            Format::Xz => Self::Xz(xz::Settings::from_bytes(bytes)?),
+            Format::Zstd => Self::Zstd(zstd::Settings::from_bytes(bytes)?),
+            Format::Deflate => Self::Deflate(bytes.to_vec()),
+            Format::Lz4Legacy => match bytes {
+                [level @ 1..=12] => Self::Lz4Legacy { level: *level },
+                _ => return None,
+            },
+        })
+    }
+}

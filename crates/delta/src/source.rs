@@ -1,0 +1,135 @@
+//! Where old bytes come from: contents by digest, and what lies inside them.
+
+use std::borrow::Cow;
+use std::io;
+use std::sync::Arc;
+
+use varve_format::ContentDigest;
+
+use crate::codec;
+use crate::index::{Source, Step};
+
+/// Gives contents. The device's: whatever deployments and finished downloads hold, and
+/// what the [`Sink`](crate::Sink) has taken. The publisher's: the source tree.
+pub trait Contents: Sync {
+    /// The whole content, or nothing if it is not here. The caller verifies nothing:
+    /// wrong bytes make wrong results, which are refused.
+    fn read(&self, digest: &ContentDigest) -> io::Result<Option<Vec<u8>>>;
+}
+
+
+/// Why old bytes could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The source failed.
+    #[error("old content {digest} could not be read")]
+    Read {
+        /// Which.
+        digest: ContentDigest,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// It is not on this device.
+    #[error("old content {digest} is not here")]
+    Missing {
+        /// Which.
+        digest: ContentDigest,
+    },
+    /// The delta asks for something that is not in there.
+    #[error("the delta asks for bytes that old content {number} does not hold")]
+    Inside {
+        /// Its number in the old manifest.
+        number: u32,
+    },
+}
+
+/// Reads old bytes, keeping the last content and the last stream open.
+pub(crate) struct Reader<'a> {
+    contents: &'a dyn Contents,
+    table: &'a [(ContentDigest, u64)],
+    last: Option<(u32, Arc<Vec<u8>>)>,
+    opened: Option<(Source, Arc<Vec<u8>>)>,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(contents: &'a dyn Contents, table: &'a [(ContentDigest, u64)]) -> Self {
+        Self { contents, table, last: None, opened: None }
+    }
+
+    /// A whole content.
+    pub(crate) fn content(&mut self, number: u32) -> Result<Arc<Vec<u8>>, SourceError> {
+        if let Some((last, bytes)) = &self.last
+            && *last == number
+        {
+            return Ok(bytes.clone());
+        }
+        self.last = None;
+        let Some(&(digest, _)) = self.table.get(number as usize) else {
+            return Err(SourceError::Inside { number });
+        };
+        let bytes = self
+            .contents
+            .read(&digest)
+            .map_err(|error| SourceError::Read { digest, error })?
+            .ok_or(SourceError::Missing { digest })?;
+        let bytes = Arc::new(bytes);
+        self.last = Some((number, bytes.clone()));
+        Ok(bytes)
+    }
+
+    /// What the steps lead to.
+    pub(crate) fn bytes(&mut self, source: &Source) -> Result<Arc<Vec<u8>>, SourceError> {
+        let inside = || SourceError::Inside { number: source.content };
+        // Start behind the last stream that is open already.
+        let opened = source.steps.iter().rposition(|s| matches!(s, Step::Decode(..))).map_or(0, |at| at + 1);
+        let key = Source { content: source.content, steps: source.steps[..opened].to_vec() };
+        let mut bytes = match &self.opened {
+            Some((known, bytes)) if *known == key => bytes.clone(),
+            _ => {
+                self.opened = None;
+                let mut bytes = self.content(source.content)?;
+                for step in &key.steps {
+                    bytes = Arc::new(follow(&bytes, step).ok_or_else(inside)?.into_owned());
+                }
+                self.opened = Some((key, bytes.clone()));
+                bytes
+            }
+        };
+        for step in &source.steps[opened..] {
+            bytes = Arc::new(follow(&bytes, step).ok_or_else(inside)?.into_owned());
+        }
+        Ok(bytes)
+    }
+
+    /// Lets go of what is kept.
+    pub(crate) fn forget(&mut self) {
+        self.last = None;
+        self.opened = None;
+    }
+}
+
+fn follow<'a>(bytes: &'a [u8], step: &Step) -> Option<Cow<'a, [u8]>> {
+    match step {
+        Step::Gather(stretches) => {
+            let mut at = 0usize;
+            let mut out = Vec::new();
+            for &(skip, take) in stretches {
+                let from = at.checked_add(usize::try_from(skip).ok()?)?;
+                let to = from.checked_add(usize::try_from(take).ok()?)?;
+                let part = bytes.get(from..to)?;
+                if stretches.len() == 1 {
+                    return Some(Cow::Borrowed(part));
+                }
+                out.extend_from_slice(part);
+                at = to;
+            }
+            Some(Cow::Owned(out))
+        }
+        Step::Decode(format, length) => {
+            let length = usize::try_from(*length).ok()?;
+            let decoded = codec::decode(*format, bytes, length).ok()?;
+            (decoded.plain.len() == length).then_some(Cow::Owned(decoded.plain))
+        }
+    }
+}
