@@ -192,7 +192,7 @@ fn once(
     let deep = Deep { origins: arguments.deep, states: arguments.deep_states };
     say!(
         "{:<20} {:<27} {:>7} {:>8} {:>7} {:>6} {:>6} {:>8} {:>7}",
-        "scenario", "file system", "flushes", "written", "states", "deep", "torn", "failing", "time"
+        "scenario", "file system", "flushes", "written", "states", "deep", "fs", "failing", "time"
     );
     for scenario in scenarios {
         for fs in file_systems {
@@ -212,7 +212,7 @@ fn once(
                 outcome.bytes as f64 / 1e6,
                 outcome.tried,
                 outcome.deep,
-                outcome.torn.len(),
+                outcome.not_ours.len(),
                 outcome.failing.len(),
                 outcome.time.as_secs_f64()
             );
@@ -223,7 +223,7 @@ fn once(
             total.deep += outcome.deep;
             total.time += outcome.time;
             total.failing.extend(outcome.failing);
-            total.torn.extend(outcome.torn);
+            total.not_ours.extend(outcome.not_ours);
         }
     }
     say!(
@@ -233,10 +233,10 @@ fn once(
         total.time.as_secs_f64(),
         total.failing.len()
     );
-    if let Some(first) = total.torn.first() {
+    if let Some(first) = total.not_ours.first() {
         say!(
-            "{} torn states in which the file system itself gave up, such as {}: {}",
-            total.torn.len(),
+            "{} more in which the file system itself broke its word, such as {}: {}",
+            total.not_ours.len(),
             first.state,
             first.findings.first().map_or("", String::as_str)
         );

@@ -566,6 +566,8 @@ impl Scenario for Life {
         let mut recovery = Value::Null;
         for _ in 0..MOST_BOOTS {
             if self.go_on(&machine, before, mark, &mut recovery)? {
+                // What the last boot had mounted goes now.
+                machine.collect()?;
                 return Ok(recovery);
             }
         }

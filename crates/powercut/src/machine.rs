@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -20,6 +21,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use serde_json::Value;
 use varve_agent::device::{Device, Places, Writer};
+use varve_agent::collect;
 use varve_agent::history::{self, Line};
 use varve_agent::upgrade::Context;
 use varve_boot::report::BootReport;
@@ -38,6 +40,11 @@ use varve_sys::Dir;
 use crate::error::chain;
 use crate::scenario::{Finding, Site};
 
+/// Devices that are booted side by side have layers of the same names mounted, and
+/// `collect` spares what any mount of the machine names: who boots holds this for
+/// reading, who collects for good holds it alone.
+static BOOTED: RwLock<()> = RwLock::new(());
+
 /// What is the same for all devices of a run.
 #[derive(Debug)]
 pub struct Machine<'a> {
@@ -55,6 +62,7 @@ pub struct Running {
     pub report: BootReport,
     root: PathBuf,
     run: PathBuf,
+    _booted: RwLockReadGuard<'static, ()>,
 }
 
 pub(crate) fn words<E: std::error::Error>(error: E) -> String {
@@ -104,6 +112,7 @@ impl<'a> Machine<'a> {
     /// Switches the device on: the boot stage runs, and what it chose must be whole, as
     /// its manifest says and as the kernel shows it.
     pub fn boot(&self) -> Result<Running, String> {
+        let guard = BOOTED.read().unwrap_or_else(PoisonError::into_inner);
         let (root, run) = (self.beside("root")?, self.beside("run")?);
         rustix::mount::mount_bind(&self.site.disk, &root).map_err(words)?;
         let hardware = Hardware {
@@ -113,7 +122,6 @@ impl<'a> Machine<'a> {
             kernel: "6.1".to_owned(),
         };
         let booted = varve_early::run(&root, &run.join("varve"), &hardware, Instant::now());
-        let running = |report| Running { report, root: root.clone(), run: run.clone() };
         let report = match booted {
             Ok(Outcome::Booted(booted)) => booted.report,
             failed => {
@@ -125,7 +133,7 @@ impl<'a> Machine<'a> {
                 });
             }
         };
-        let running = running(report);
+        let running = Running { report, root, run, _booted: guard };
         let store = self.store()?;
         let deployment = store.deployment(&running.report.deployment).map_err(words)?;
         for finding in [whole(&store, &deployment), running.shows(&store, &deployment)] {
@@ -295,6 +303,17 @@ pub fn look(store: &Store) -> Vec<Finding> {
         Err(error) => findings.push(words(error)),
     }
     findings
+}
+
+impl Machine<'_> {
+    /// Deletes what nothing needs, while nothing is mounted.
+    pub fn collect(&self) -> Result<(), String> {
+        let _alone = BOOTED.write().unwrap_or_else(PoisonError::into_inner);
+        let device = Device::open(self.at_rest()).map_err(words)?;
+        let writer = device.lock("powercut", self.now).map_err(words)?;
+        let plan = collect::plan(&device, true).map_err(words)?;
+        collect::execute(&device, &writer, &plan, &self.context()).map_err(words)
+    }
 }
 
 /// What nothing needs and `collect` left behind.

@@ -95,8 +95,8 @@ pub struct Outcome {
     pub bytes: u64,
     /// Those that broke a promise.
     pub failing: Vec<Failing>,
-    /// Those in which the file system itself did not bear a torn write.
-    pub torn: Vec<Failing>,
+    /// Those in which the file system itself did not keep its word.
+    pub not_ours: Vec<Failing>,
     /// How long it took.
     pub time: Duration,
 }
@@ -188,14 +188,15 @@ impl Case<'_> {
         });
         results.into_iter().collect::<Result<()>>()?;
         let failing = total.failing.into_inner().expect("nothing panics while it holds this");
-        let (torn, failing) = failing.into_iter().partition(Failing::is_torn_file_system);
+        let (not_ours, failing) =
+            failing.into_iter().partition(|f: &Failing| !self.fs.keeps_word || f.is_torn_file_system());
         Ok(Outcome {
             tried: total.tried.into_inner(),
             deep: total.deep.into_inner(),
             flushes: recorded.log.flushes(),
             bytes: recorded.log.bytes(),
             failing,
-            torn,
+            not_ours,
             time: started.elapsed(),
         })
     }
