@@ -180,3 +180,30 @@ fn what_means_something_elsewhere_is_refused() {
         assert_eq!(error.to_string(), expected);
     }
 }
+
+/// Below an opaque directory nothing of other layers shows: no whiteout is kept there,
+/// and no second mark.
+#[test]
+fn nothing_is_hidden_twice() {
+    if !support::is_root("nothing_is_hidden_twice") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let dir = Dir::open(folder.path()).unwrap();
+    let (one, two) = (dir.make_dir("1", 0o755).unwrap(), dir.make_dir("2", 0o755).unwrap());
+    let opaque = one.make_dir("d", 0o755).unwrap();
+    one.set_xattr("d", b"trusted.overlay.opaque", b"y").unwrap();
+    opaque.make_dir("e", 0o755).unwrap().whiteout("w").unwrap();
+    opaque.set_xattr("e", b"trusted.overlay.opaque", b"y").unwrap();
+    one.whiteout("w").unwrap();
+    two.make_dir("d", 0o755).unwrap().make_dir("e", 0o755).unwrap();
+    let target = dir.make_dir("3", 0o755).unwrap();
+    let layers = [one, two].map(|dir| Folding { dir, foreign: true }).into();
+    let counts = fold(layers, &target, false, &Silent, &Cancel::new()).unwrap();
+    assert_eq!((counts.directories, counts.whiteouts), (3, 1));
+    let marked = |path: &str, name| {
+        let dir = target.open_dir(path).unwrap();
+        dir.xattr(name, b"trusted.overlay.opaque").unwrap().is_some()
+    };
+    assert_eq!([marked(".", "d"), marked("d", "e")], [true, false]);
+}

@@ -6,9 +6,10 @@ mod support;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
-use varve_format::DeploymentName;
 use varve_format::deployment::{Layout, RootMode, Stack};
+use varve_format::{DeploymentName, TreePath};
 use varve_rootfs::layout::{self, Request, SourceCheck, StagePlan};
+use varve_rootfs::locate::Locator;
 use varve_rootfs::merge::{MergeError, merge};
 use varve_rootfs::stage::{self, Details, StageError};
 use varve_rootfs::verify::{Contents, Level, What, verify};
@@ -377,4 +378,58 @@ fn a_range_that_is_none_is_refused() {
             merge(&device.store, deployment.name(), range, 0, Level::Full, &silent, &cancel);
         assert!(matches!(merged.unwrap_err(), MergeError::Range { layers: 1, .. }));
     }
+}
+
+#[test]
+fn a_path_is_found_in_the_layer_that_shows_it() {
+    if !support::is_root("a_path_is_found_in_the_layer_that_shows_it") {
+        return;
+    }
+    let device = Device::new();
+    let (old, new) = pair();
+    device.upgrade("old", &old, Layout::Overlay);
+    let new = device.upgrade("new", &new, Layout::Overlay);
+    let mut locator = Locator::open(&device.store, &new.record.stack).unwrap();
+    let mut part = |path: &[u8]| {
+        let place = locator.place(&TreePath::new(path).unwrap()).unwrap();
+        place.map(|place| place.part.to_string())
+    };
+    assert_eq!(part(b"a/b").as_deref(), Some("old"), "unchanged");
+    assert_eq!(part(b"a/c\nd").as_deref(), Some("new"), "changed");
+    assert_eq!(part(b"a").as_deref(), Some("new"), "its attributes are the newest's");
+    for gone in [&b"b"[..], b"b/a", b"never", b"a/b/c"] {
+        assert_eq!(part(gone), None);
+    }
+}
+
+#[test]
+fn contents_are_found_in_any_deployment_and_only_when_they_are_right() {
+    if !support::is_root("contents_are_found_in_any_deployment") {
+        return;
+    }
+    let device = Device::new();
+    let (old, new) = pair();
+    let first = device.upgrade("old", &old, Layout::HardLink);
+    device.upgrade("new", &new, Layout::HardLink);
+    for name in device.store.incoming().names().unwrap() {
+        device.store.incoming().unlink(&name.name).unwrap();
+    }
+    // Back to the first release: what the second no longer has, the first deployment has.
+    for check in [SourceCheck::Trust, SourceCheck::Contents] {
+        let plan = device.plan("back", &old, Layout::HardLink, check);
+        assert_eq!((plan.fetch.len(), plan.linked, plan.copied), (0, 1, 2));
+        let back = device.stage(plan, &old, Level::Full).unwrap();
+        assert_eq!(device.shown(&back), text(&old.manifest));
+        std::fs::remove_dir_all(device.path("deployments/back")).unwrap();
+        std::fs::remove_dir_all(device.path("trees/back")).unwrap();
+    }
+    // A content that went bad there is not taken from there.
+    let tree = device.store.stack_dirs(&first.record.stack).unwrap().remove(0);
+    tree.open_dir("b").unwrap().edit_file("a").unwrap().write_all(b"G").unwrap();
+    let plan = device.plan("back", &old, Layout::HardLink, SourceCheck::Contents);
+    assert_eq!(plan.fetch.iter().map(|needed| needed.size).collect::<Vec<_>>(), [4]);
+    let plan = device.plan("back", &old, Layout::HardLink, SourceCheck::Trust);
+    assert!(plan.fetch.is_empty());
+    let error = device.stage(plan, &old, Level::NewContents).unwrap_err();
+    assert!(matches!(error, StageError::Differs { .. }), "a copy is read before it is used");
 }
