@@ -75,6 +75,10 @@ pub fn execute(
         return Ok(());
     }
     collect::execute(&device.store, plan)?;
+    // What an upgrade fetched and has used by now frees nothing: no news.
+    if plan.deployments.is_empty() && plan.bytes == 0 {
+        return Ok(());
+    }
     let record = Record::new(context.now, Event::Collect)
         .with("deployments", names(&plan.deployments))
         .with("bytes", plan.bytes);

@@ -17,6 +17,7 @@ use varve_sys::lock::Lock;
 use varve_sys::{Dir, SysError};
 
 use crate::config::{self, Config, ConfigError};
+use crate::selection;
 
 const LOCK: &str = "lock";
 /// Beside the boot stage's report.
@@ -102,9 +103,10 @@ pub struct Writer {
 }
 
 impl Device {
-    /// Opens a device. Without a configuration file everything has its default.
+    /// Opens a device. Without a configuration file everything has its default, and a new
+    /// deployment is held as the latest is.
     pub fn open(places: Places) -> Result<Self, DeviceError> {
-        let config = Config::load(&places.config)?.unwrap_or_default();
+        let config = Config::load(&places.config)?;
         let physical_root = match Dir::open(&places.physical_root) {
             Err(error) if error.is_not_found() && places.boot_report.is_some() => {
                 return Err(DeviceError::NotBooted { path: places.physical_root });
@@ -112,6 +114,7 @@ impl Device {
             other => other?,
         };
         let store = Store::open(&physical_root)?;
+        let config = config.unwrap_or_else(|| as_the_latest_is(&store));
         Ok(Self { places, store, config })
     }
 
@@ -143,6 +146,22 @@ impl Device {
     /// Takes the right to change the device. `command` is what others are told.
     pub fn lock(&self, command: &str, now: Timestamp) -> Result<Writer, DeviceError> {
         lock(&self.store, command, now)
+    }
+}
+
+/// A configuration that was lost must not hide anybody's state: what is staged next is
+/// held as the latest deployment is.
+fn as_the_latest_is(store: &Store) -> Config {
+    let latest = selection::read(store).ok().and_then(Result::ok);
+    let latest = latest.and_then(|selection| store.deployment(&selection.latest).ok());
+    match latest {
+        Some(latest) => Config {
+            layout: latest.record.stack.layout(),
+            root_mode: latest.record.root_mode,
+            state: latest.record.state,
+            ..Config::default()
+        },
+        None => Config::default(),
     }
 }
 

@@ -48,11 +48,9 @@ pub enum Event {
     Collect,
     /// A deployment was pinned or unpinned.
     Pin,
-    /// A full check of what is on the disk.
-    Check,
 }
 
-const WORDS: [(Event, &str); 12] = [
+const WORDS: [(Event, &str); 11] = [
     (Event::Init, "init"),
     (Event::Upgrade, "upgrade"),
     (Event::UpgradeFailed, "upgrade-failed"),
@@ -64,7 +62,6 @@ const WORDS: [(Event, &str); 12] = [
     (Event::Merge, "merge"),
     (Event::Collect, "collect"),
     (Event::Pin, "pin"),
-    (Event::Check, "fsck"),
 ];
 
 impl Event {
@@ -270,7 +267,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_value_comes_back_in_one_line(value in "\\PC{0,80}|(.|\n){0,40}") {
-            let record = Record::new(at(5), Event::Check).with("a", &value).with("b", 1);
+            let record = Record::new(at(5), Event::Merge).with("a", &value).with("b", 1);
             let line = record.to_line();
             prop_assert!(!line.contains('\n'));
             prop_assert_eq!(parse(line.as_bytes()), [Line::Record(record)]);

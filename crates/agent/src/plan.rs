@@ -10,7 +10,7 @@
 
 use serde::Serialize;
 use varve_fetch::contents;
-use varve_format::deployment::{Layout, ReleaseRef};
+use varve_format::deployment::{Layout, ReleaseRef, StateDir};
 use varve_format::{DeploymentName, LayerName};
 use varve_rootfs::layout::StagePlan;
 use varve_sys::space::Space;
@@ -42,6 +42,9 @@ pub struct UpgradePlan {
     pub is_here: bool,
     /// Layers that are folded into one before anything is fetched, newest first.
     pub merge: Vec<LayerName>,
+    /// State paths of the base that the new deployment no longer keeps; what is in them
+    /// stays on the disk, unseen.
+    pub dropped_state: Vec<StateDir>,
     /// What is fetched.
     pub fetch: Fetch,
     /// What is written.
@@ -165,22 +168,30 @@ impl UpgradePlan {
     }
 }
 
+/// What is written beside the new layer or tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Beside {
+    /// The manifest's text, and the state that is copied.
+    pub bytes: u64,
+    /// Directories of a merge: each is made anew, while files are linked.
+    pub directories: u64,
+}
+
 /// What staging and fetching want of the file system that holds `/varve`.
-/// `manifest_text` and `state` are the bytes of the new deployment's manifest and of the
-/// state that is copied to it.
+/// `beside` is what is written beside the new layer or tree.
 pub fn room(
     path: String,
     space: Space,
     stage: &StagePlan,
     fetch: &contents::Plan,
-    manifest_text: u64,
-    state: u64,
+    beside: &Beside,
     config: &Config,
 ) -> Room {
     // Each file ends in a block that it does not fill.
     let ends = (fetch.contents() as u64 + stage.write_inodes) * BLOCK / 2;
-    let need = fetch.disk_bytes() + ends + stage.write_bytes + manifest_text + state + RECORDS;
-    let need_inodes = fetch.contents() as u64 + stage.write_inodes + 64;
+    let written = fetch.disk_bytes() + ends + stage.write_bytes;
+    let need = written + beside.bytes + beside.directories * BLOCK + RECORDS;
+    let need_inodes = fetch.contents() as u64 + stage.write_inodes + beside.directories + 64;
     Room {
         path,
         need,

@@ -23,7 +23,8 @@ use std::collections::HashSet;
 use varve_fetch::contents;
 use varve_fetch::{Metadata, Patience, ReleaseRef, Sources, Trust};
 use varve_format::ContentDigest;
-use varve_format::deployment::ReleaseRef as Installed;
+use varve_format::change::is_directory;
+use varve_format::deployment::{ReleaseRef as Installed, StateDir};
 use varve_format::manifest::Manifest;
 use varve_format::release::ReleaseRecord;
 use varve_rootfs::layout::{self, Request, StagePlan};
@@ -246,6 +247,7 @@ fn plan_here(
         layout: deployment.record.stack.layout(),
         is_here: true,
         merge: Vec::new(),
+        dropped_state: Vec::new(),
         fetch: Fetch::default(),
         write: Write::default(),
         room: Vec::new(),
@@ -289,15 +291,23 @@ fn plan_stage(
     })?;
     let contents = plan_contents(device, &record, &stage, sources, context)?;
     let path = device.places.physical_root.display().to_string();
-    let room = plan::room(
-        path,
-        space::space(store.dir())?,
-        &stage,
-        &contents,
-        text,
-        run::state_bytes(store, base.as_ref())?,
-        &device.config,
-    );
+    let directories = match merge.is_empty() {
+        true => 0,
+        // The base's are as many, more or less.
+        false => manifest.entries().iter().filter(|e| is_directory(e)).count() as u64,
+    };
+    let beside =
+        plan::Beside { bytes: text + run::state_bytes(store, base.as_ref())?, directories };
+    let space = space::space(store.dir())?;
+    let room = plan::room(path, space, &stage, &contents, &beside, &device.config);
+    let kept = |path: &StateDir| device.config.state.iter().any(|state| state.path == *path);
+    let dropped_state = base
+        .iter()
+        .flat_map(|base| &base.record.state)
+        .map(|state| &state.path)
+        .filter(|path| !kept(path))
+        .cloned()
+        .collect();
     let here: u64 = stage.incoming.iter().map(|needed| needed.size).sum();
     let plan = UpgradePlan {
         release: installed(release),
@@ -308,6 +318,7 @@ fn plan_stage(
         layout: device.config.layout,
         is_here: false,
         merge,
+        dropped_state,
         fetch: Fetch {
             bytes: contents.bytes(),
             requests: contents.requests(),

@@ -228,6 +228,10 @@ pub(crate) struct Confirm {
     /// unit does once after each boot)
     #[arg(long)]
     pub after_boot: bool,
+
+    /// Say what would be confirmed, and which checks would run; change nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
 }
 
 /// See [`Command::History`].
@@ -243,6 +247,10 @@ pub(crate) struct History {
 pub(crate) struct Name {
     /// Which: see `varve status`
     pub deployment: DeploymentName,
+
+    /// Say what would change; change nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
 }
 
 /// See [`Command::Collect`].

@@ -10,7 +10,7 @@ use varve_format::{DeploymentName, LayerName};
 use varve_term::Exit;
 
 use super::{Answer, Session};
-use crate::cli::{Collect, Fsck, Merge, Ps};
+use crate::cli::{Collect, Fsck, Merge, Name, Ps};
 use crate::interrupt;
 use crate::show::keep as show;
 
@@ -24,13 +24,20 @@ pub(crate) struct Pinned {
     pub pinned: bool,
     /// Whether it was not before.
     pub changed: bool,
+    /// Nothing was changed.
+    pub dry_run: bool,
 }
 
-pub(crate) fn pin(session: &Session<'_>, name: &DeploymentName, pinned: bool) -> Answer {
+pub(crate) fn pin(session: &Session<'_>, args: &Name, pinned: bool) -> Answer {
     let device = session.device()?;
-    let writer = device.lock(if pinned { "pin" } else { "unpin" }, session.now)?;
-    let changed = lifecycle::pin(&device, &writer, name, pinned, &session.context())?;
-    let answer = Pinned { deployment: name.clone(), pinned, changed };
+    let name = &args.deployment;
+    let changed = if args.dry_run {
+        device.store.deployment(name)?.pinned != pinned
+    } else {
+        let writer = device.lock(if pinned { "pin" } else { "unpin" }, session.now)?;
+        lifecycle::pin(&device, &writer, name, pinned, &session.context())?
+    };
+    let answer = Pinned { deployment: name.clone(), pinned, changed, dry_run: args.dry_run };
     session.answer(&answer, show::pinned)?;
     Ok(Exit::Done)
 }

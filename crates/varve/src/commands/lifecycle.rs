@@ -4,7 +4,7 @@ use serde::Serialize;
 use varve_agent::history::{self, Line};
 use varve_agent::lifecycle::{self, AfterBoot};
 use varve_agent::observe::{self, Observed};
-use varve_agent::{DeviceError, health};
+use varve_agent::{Device, DeviceError, health};
 use varve_format::DeploymentName;
 use varve_term::Exit;
 
@@ -96,6 +96,9 @@ pub(crate) fn rollback(session: &Session<'_>, args: &Rollback) -> Answer {
 
 pub(crate) fn confirm(session: &Session<'_>, args: &Confirm) -> Answer {
     let device = session.device()?;
+    if args.dry_run {
+        return would_confirm(session, &device, args);
+    }
     let writer = device.lock("confirm", session.now)?;
     let context = session.context();
     if !args.after_boot {
@@ -119,6 +122,36 @@ pub(crate) fn confirm(session: &Session<'_>, args: &Confirm) -> Answer {
         }
         _ => Ok(Exit::Done),
     }
+}
+
+/// What a confirmation would be about.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct WouldConfirm {
+    /// Which deployment.
+    pub deployment: DeploymentName,
+    /// Whether it is the latest: no other can be confirmed.
+    pub latest: bool,
+    /// Whether it is on trial.
+    pub on_trial: bool,
+    /// The health checks that would run.
+    pub checks: Vec<String>,
+}
+
+fn would_confirm(session: &Session<'_>, device: &Device, args: &Confirm) -> Answer {
+    let observed = Observed::look(device)?;
+    let current = observed.effective_selection().ok_or(varve_agent::Error::NothingGood)?;
+    let deployment = observed.booted().unwrap_or(&current.latest).clone();
+    let latest = deployment == current.latest;
+    let checks = device.config.health.iter().filter(|_| args.after_boot);
+    let answer = WouldConfirm {
+        latest,
+        on_trial: latest && current.tries.is_some(),
+        checks: checks.map(|check| check.name.clone()).collect(),
+        deployment,
+    };
+    session.answer(&answer, show::would_confirm)?;
+    Ok(Exit::Done)
 }
 
 /// At shutdown there is nobody to talk to and nothing to wait for: an upgrade that is

@@ -11,10 +11,13 @@ use varve_term::human::{bytes, count, plural};
 use crate::commands::keep::{Collected, Merged, Pinned};
 
 pub(crate) fn pinned(answer: &Pinned) -> String {
-    let Pinned { deployment, pinned, changed } = answer;
+    let Pinned { deployment, pinned, changed, dry_run } = answer;
     let word = if *pinned { "pinned" } else { "not pinned" };
-    let before = if *changed { "" } else { " already" };
-    format!("{deployment} is {word}{before}.\n")
+    match (changed, dry_run) {
+        (false, _) => format!("{deployment} is {word} already.\n"),
+        (true, true) => format!("{deployment} would be {word}.\n"),
+        (true, false) => format!("{deployment} is {word}.\n"),
+    }
 }
 
 pub(crate) fn collected(answer: &Collected) -> String {

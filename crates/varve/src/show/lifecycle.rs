@@ -6,7 +6,7 @@ use varve_agent::observe::{DeploymentStatus, Situation, Status};
 use varve_term::Columns;
 use varve_term::human::{bytes, count, plural};
 
-use crate::commands::lifecycle::RolledBack;
+use crate::commands::lifecycle::{RolledBack, WouldConfirm};
 
 pub(crate) fn status(status: &Status, verbose: bool) -> String {
     let mut text = String::new();
@@ -205,7 +205,7 @@ fn sentence(record: &Record) -> String {
             "true" => format!("{} pinned", get("deployment")),
             _ => format!("{} unpinned", get("deployment")),
         },
-        Some(Event::Check) | None => {
+        None => {
             let fields = record.fields.iter().map(|(key, value)| format!(" {key}={value}"));
             format!("{}{}", record.word, fields.collect::<String>())
         }
@@ -243,6 +243,19 @@ pub(crate) fn after_boot(answer: &AfterBoot) -> String {
             format!("{from} did not come up: {reason}.\n{to} boots from now on.\n")
         }
     }
+}
+
+pub(crate) fn would_confirm(answer: &WouldConfirm) -> String {
+    let WouldConfirm { deployment, latest, on_trial, checks } = answer;
+    let mut text = match (latest, on_trial) {
+        (false, _) => format!("{deployment} is not the latest: it cannot be confirmed.\n"),
+        (true, false) => format!("{deployment} is not on trial: nothing is to be confirmed.\n"),
+        (true, true) => format!("{deployment} would be confirmed.\n"),
+    };
+    if !checks.is_empty() {
+        text.push_str(&format!("These checks would run: {}.\n", checks.join(", ")));
+    }
+    text
 }
 
 pub(crate) fn finalized(answer: &Finalized) -> String {

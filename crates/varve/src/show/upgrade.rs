@@ -109,6 +109,9 @@ pub(crate) fn plan(plan: &UpgradePlan) -> String {
         let files = plural(write.damaged, "file", "files");
         line("mend", format!("{files} of the base, damaged on this disk"));
     }
+    for path in &plan.dropped_state {
+        line("state", format!("{path} is no longer kept: what is in it stays on the disk, unseen"));
+    }
     for room in &plan.room {
         let free = room.free.saturating_sub(room.reserve);
         let inodes = match room.free_inodes {

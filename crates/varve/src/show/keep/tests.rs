@@ -109,7 +109,12 @@ fn small_answers() {
         after: names(&["debian-13.2.merged"]),
         dry_run,
     };
-    let pin = |pinned, changed| Pinned { deployment: "d".parse().unwrap(), pinned, changed };
+    let pin = |pinned, changed| Pinned {
+        deployment: "d".parse().unwrap(),
+        pinned,
+        changed,
+        dry_run: false,
+    };
     let all = [
         merged(&merge(&["u2", "base"], true)),
         merged(&merge(&["u2", "base"], false)),
@@ -117,6 +122,7 @@ fn small_answers() {
         pinned(&pin(true, true)),
         pinned(&pin(true, false)),
         pinned(&pin(false, true)),
+        pinned(&Pinned { dry_run: true, ..pin(true, true) }),
     ];
     insta::assert_snapshot!(all.concat());
 }

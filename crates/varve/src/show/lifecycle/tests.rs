@@ -136,6 +136,18 @@ fn verdicts() {
         rolled_back(&RolledBack { from: b(), to: a(), runs_already: false, dry_run: true }),
         rolled_back(&RolledBack { from: b(), to: a(), runs_already: true, dry_run: false }),
         rolled_back(&RolledBack { from: b(), to: a(), runs_already: false, dry_run: false }),
+        would_confirm(&WouldConfirm {
+            deployment: b(),
+            latest: true,
+            on_trial: true,
+            checks: vec!["ssh".to_owned(), "network".to_owned()],
+        }),
+        would_confirm(&WouldConfirm {
+            deployment: a(),
+            latest: false,
+            on_trial: false,
+            checks: Vec::new(),
+        }),
         finalized(&Finalized::Carried { to: b() }),
         finalized(&Finalized::Refunded { tries: 3 }),
         finalized(&Finalized::Nothing),

@@ -21,6 +21,7 @@ fn a_plan() -> UpgradePlan {
         layout: Layout::Overlay,
         is_here: false,
         merge: vec!["debian-13.1".parse().unwrap(), "debian-13.0".parse().unwrap()],
+        dropped_state: vec![varve_format::deployment::StateDir::new("/srv").unwrap()],
         fetch: Fetch {
             bytes: 31_234_567,
             requests: 3,
@@ -47,6 +48,7 @@ fn plans() {
     tight.room[0].free = 100_000_000;
     tight.room[0].free_inodes = None;
     tight.merge.clear();
+    tight.dropped_state.clear();
     let here = UpgradePlan { is_here: true, ..a_plan() };
     let text = [plan(&a_plan()), plan(&tight), plan(&here)].join("---\n");
     insta::assert_snapshot!(text);
