@@ -122,7 +122,7 @@ mod tests {
         #[test]
         fn any_bytes(text: Vec<u8>, key in "[a-z.]{1,8}", value in "[a-z0-9/ ]{0,8}") {
             CommandLine::parse(&text);
-            let line = CommandLine::parse(format!("x {key}=\"{value}\" y").as_bytes());
+            let line = CommandLine::parse(format!("X {key}=\"{value}\" Y").as_bytes());
             proptest::prop_assert_eq!(line.value(&key), Some(&*value));
         }
     }

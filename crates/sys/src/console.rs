@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use rustix::termios::{OptionalActions, SpecialCodeIndex, Termios};
 
-use crate::keys::{self, Held};
+use crate::keys::{self, Held, Keyboards};
 
 /// The byte that the Escape key sends.
 const ESCAPE: u8 = 0x1b;
@@ -118,8 +118,9 @@ pub fn escape_asked(input: &Path, consoles: &[PathBuf], window: Duration) -> Ask
     let terminals: Vec<Raw> = consoles.iter().filter_map(|path| Raw::open(path).ok()).collect();
     let mut typed: Vec<Vec<u8>> = vec![Vec::new(); terminals.len()];
     let mut asked = Asked { terminals: terminals.len(), ..Asked::default() };
+    let mut keyboards = Keyboards::new(input, Path::new("/sys"), keys::ESCAPE);
     loop {
-        let Held { held, asked: keyboards } = keys::held(input, keys::ESCAPE);
+        let Held { held, asked: keyboards } = keyboards.held();
         asked.keyboards = keyboards;
         for (terminal, typed) in terminals.iter().zip(&mut typed) {
             typed.extend(terminal.arrived());
