@@ -9,11 +9,13 @@
 //! compile. Looking needs none.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use varve_boot::report::{BootReport, PATH as BOOT_REPORT, PHYSICAL_ROOT};
 use varve_rootfs::{Store, StoreError};
 use varve_sys::lock::Lock;
+use varve_sys::task::Cancel;
 use varve_sys::{Dir, SysError};
 
 use crate::config::{self, Config, ConfigError};
@@ -141,6 +143,35 @@ impl Device {
     pub fn boot_is_complete(&self) -> bool {
         let report = self.places.boot_report.as_deref();
         report.is_some_and(|report| report.with_file_name(BOOT_COMPLETE).exists())
+    }
+
+    /// As [`Self::lock`], waiting up to `limit` for whoever has it; `waits` hears once who
+    /// that is. For what must be done and has nobody who would do it later: judging a
+    /// boot while the daily upgrade has begun already.
+    pub fn lock_patiently(
+        &self,
+        command: &str,
+        now: Timestamp,
+        limit: Duration,
+        cancel: &Cancel,
+        waits: &dyn Fn(&str),
+    ) -> Result<Writer, DeviceError> {
+        let end = Instant::now() + limit;
+        let mut told = false;
+        loop {
+            match self.lock(command, now) {
+                Err(DeviceError::Busy { holder })
+                    if Instant::now() < end && !cancel.is_cancelled() =>
+                {
+                    if !told {
+                        waits(&holder);
+                        told = true;
+                    }
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+                other => return other,
+            }
+        }
     }
 
     /// Takes the right to change the device. `command` is what others are told.

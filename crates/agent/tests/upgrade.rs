@@ -233,3 +233,57 @@ fn init_is_refused_on_a_device_and_goes_on_after_a_cut() {
     assert!(made.fetched < 100_000, "nothing is fetched again: {made:?}");
     lab.check_all();
 }
+
+#[test]
+fn judging_a_boot_waits_for_an_upgrade_at_work() {
+    let lab = Lab::new();
+    lab.publish("r1");
+    lab.init();
+    let device = lab.device();
+    let writer = device.lock("upgrade", now()).unwrap();
+    let (limit, cancel) = (std::time::Duration::from_secs(20), Cancel::new());
+    let told = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let hears = |holder: &str| told.lock().unwrap().push(holder.to_owned());
+            device.lock_patiently("confirm", now(), limit, &cancel, &hears).map(drop)
+        });
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        assert!(!waiting.is_finished());
+        drop(writer);
+        waiting.join().unwrap().unwrap();
+    });
+    let told = told.into_inner().unwrap();
+    assert!(told.len() == 1 && told[0].starts_with("varve upgrade, process "), "{told:?}");
+    let _writer = device.lock("upgrade", now()).unwrap();
+    let none = std::time::Duration::ZERO;
+    assert!(device.lock_patiently("confirm", now(), none, &cancel, &|_| ()).is_err());
+}
+
+#[test]
+fn a_lost_configuration_hides_no_state() {
+    let lab = Lab::new().with("root-mode = \"volatile\"");
+    lab.publish("r1");
+    lab.init();
+    let places = lab.places();
+    std::fs::remove_file(&places.config).unwrap();
+    let device = varve_agent::Device::open(places).unwrap();
+    let latest = device.store.deployment(&"r1".parse().unwrap()).unwrap();
+    assert_eq!(device.config.state, latest.record.state);
+    assert_eq!(device.config.root_mode, latest.record.root_mode);
+    assert!(!device.config.state.is_empty());
+}
+
+#[test]
+fn state_that_is_no_longer_kept_is_said_before() {
+    let mut lab = Lab::new();
+    lab.publish("r1");
+    lab.init();
+    lab.publish("r2");
+    lab.config = "[[state]]\npath = \"/etc\"\nmode = \"versioned\"\n".to_owned();
+    let Prepared::Ready(ready) = lab.prepare(&Wish::default(), true).unwrap() else {
+        panic!("r2 is newer")
+    };
+    let dropped: Vec<_> = ready.plan.dropped_state.iter().map(ToString::to_string).collect();
+    assert_eq!(dropped, ["/var"]);
+}

@@ -1,5 +1,7 @@
 //! `status`, `history`, `rollback`, `confirm`, `finalize`.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use varve_agent::history::{self, Line};
 use varve_agent::lifecycle::{self, AfterBoot};
@@ -11,6 +13,9 @@ use varve_term::Exit;
 use super::{Answer, Session, reboot};
 use crate::cli::{Confirm, History, Rollback};
 use crate::show::lifecycle as show;
+
+/// How long the judgement of a boot waits for an upgrade that has begun meanwhile.
+const AT_WORK: Duration = Duration::from_secs(25 * 60);
 
 pub(crate) fn status(session: &Session<'_>) -> Answer {
     let status = observe::status(&session.device()?)?;
@@ -99,7 +104,9 @@ pub(crate) fn confirm(session: &Session<'_>, args: &Confirm) -> Answer {
     if args.dry_run {
         return would_confirm(session, &device, args);
     }
-    let writer = device.lock("confirm", session.now)?;
+    let limit = if args.after_boot { AT_WORK } else { Duration::ZERO };
+    let waits = |holder: &str| session.progress.note(&format!("waiting: at work is {holder}"));
+    let writer = device.lock_patiently("confirm", session.now, limit, session.cancel, &waits)?;
     let context = session.context();
     if !args.after_boot {
         let deployment = lifecycle::confirm(&device, &writer, &context)?;
