@@ -45,8 +45,10 @@ pub(crate) fn make_all() -> Result {
     let bookworm = releases::pair(Suite::Bookworm)?;
     // Only the first release needs its own generator: the kernel and the initramfs that
     // qemu gets are always the first release's.
-    let dracut =
-        Pair { old: releases::old_with(Suite::Trixie, &[releases::DRACUT])?, new: trixie.new.clone() };
+    let dracut = Pair {
+        old: releases::old_with(Suite::Trixie, &[releases::DRACUT])?,
+        new: trixie.new.clone(),
+    };
 
     let mut systems = BTreeMap::new();
     let mut add =
@@ -149,7 +151,8 @@ impl Publisher {
             keys: folder.join("keys"),
         };
         // What is cached must not expire.
-        let expiries = ["targets=3650", "snapshot=3650", "timestamp=3650"].map(|expiry| format!("--expires={expiry}"));
+        let expiries = ["targets=3650", "snapshot=3650", "timestamp=3650"]
+            .map(|expiry| format!("--expires={expiry}"));
         output(publisher.command("init").args(expiries))?;
         Ok(publisher)
     }
@@ -172,7 +175,13 @@ impl Publisher {
 
     fn command(&self, word: &str) -> Command {
         let mut command = program(&self.program.display().to_string());
-        command.arg(word).arg("--quiet").arg("--repo").arg(&self.repository).arg("--keys").arg(&self.keys);
+        command
+            .arg(word)
+            .arg("--quiet")
+            .arg("--repo")
+            .arg(&self.repository)
+            .arg("--keys")
+            .arg(&self.keys);
         command
     }
 }

@@ -18,8 +18,18 @@ use crate::project::{Result, cache, cargo, program, root, show, target};
 const CI: &[&[&str]] = &[
     &["--fs", "ext4", "--states", "40", "--deep", "2", "--deep-states", "6", "--minutes", "3"],
     &[
-        "--fs", "xfs,btrfs", "--scenario", "primitives,upgrade,trial", "--states", "30", "--deep",
-        "1", "--deep-states", "6", "--minutes", "1.5",
+        "--fs",
+        "xfs,btrfs",
+        "--scenario",
+        "primitives,upgrade,trial",
+        "--states",
+        "30",
+        "--deep",
+        "1",
+        "--deep-states",
+        "6",
+        "--minutes",
+        "1.5",
     ],
 ];
 

@@ -18,7 +18,10 @@ pub(crate) fn run(which: Which, filter: Option<&str>) -> Result {
     if which == Which::All {
         // All in one run of nextest, so that its last lines are about all tests.
         lab::make_all()?;
-        return nextest(&["--workspace", "--profile", "all", "--features", "varve-testkit/vm"], filter);
+        return nextest(
+            &["--workspace", "--profile", "all", "--features", "varve-testkit/vm"],
+            filter,
+        );
     }
     lab::make_all()?;
     nextest(
