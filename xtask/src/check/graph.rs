@@ -52,6 +52,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "varve-format",
             "varve-sys",
+            "varve-build",
+            "varve-publish",
             "varve-fetch",
             "varve-rootfs",
             "varve-boot",
