@@ -142,6 +142,9 @@ fn fetch(
     sources: &Sources,
     context: &Context<'_>,
 ) -> Result<contents::Report> {
+    if parts.contents.contents() == 0 {
+        return Ok(contents::Report::default());
+    }
     let incoming = device.store.incoming();
     let (progress, cancel) = (context.progress, context.cancel);
     let (report, result) = contents::fetch(&parts.contents, sources, incoming, progress, cancel);
