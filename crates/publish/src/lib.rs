@@ -10,6 +10,8 @@
 //! A library: it never prints, exits or reads the environment. `varve-repo` is the thin
 //! command on it. Never linked into a device's program.
 
+#![forbid(unsafe_code)]
+
 mod check;
 mod diff;
 mod error;
