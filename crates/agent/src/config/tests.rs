@@ -109,3 +109,11 @@ fn no_text_makes_the_reader_panic() {
         }
     });
 }
+
+/// The example that is installed beside the programs has no mistake.
+#[test]
+fn the_example_is_valid() {
+    let text = include_str!("../../../../dist/varve.toml");
+    let config = Config::parse(text, "dist/varve.toml").unwrap();
+    assert!(!config.sources.is_empty() && !config.state.is_empty() && !config.health.is_empty());
+}
