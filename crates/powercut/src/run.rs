@@ -180,7 +180,7 @@ impl Case<'_> {
                     scope.spawn(move || {
                         let scratch = below(self.scratch, &format!("worker-{number}"))?;
                         let worker = Worker { case: self, recorded, scratch, total };
-                        worker.go(chunk, of, deep, seed)
+                        worker.go(chunk, number * share, of, deep, seed)
                     })
                 })
                 .collect();
@@ -267,12 +267,13 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    fn go(&self, states: &[State], of: usize, deep: Deep, seed: u64) -> Result<()> {
+    /// `first` is the place of these states among `of`.
+    fn go(&self, states: &[State], first: usize, of: usize, deep: Deep, seed: u64) -> Result<()> {
         let every = if deep.origins == 0 { usize::MAX } else { of.div_ceil(deep.origins).max(1) };
         let path = self.scratch.join("timeline.img");
         let mut timeline = Timeline::new(&self.recorded.log, &self.recorded.base, path)?;
         let image = self.scratch.join("state.img");
-        for (number, &state) in states.iter().enumerate() {
+        for (number, &state) in (first..).zip(states) {
             if self.enough() {
                 break;
             }
@@ -309,7 +310,7 @@ impl Worker<'_> {
         let states = plan(&recorded.log, count, seed);
         let scratch = below(&self.scratch, "deep")?;
         let worker = Worker { case: self.case, recorded: &recorded, scratch, total: self.total };
-        worker.go(&states, states.len(), Deep::default(), seed)?;
+        worker.go(&states, 0, states.len(), Deep::default(), seed)?;
         self.total.deep.fetch_add(states.len(), Ordering::Relaxed);
         Ok(())
     }
