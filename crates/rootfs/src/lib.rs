@@ -10,6 +10,7 @@
 //! ```
 
 pub mod collect;
+mod fold;
 mod layer;
 pub mod layout;
 pub mod locate;
@@ -17,6 +18,8 @@ pub mod merge;
 pub mod mount;
 mod pool;
 pub mod reconcile;
+mod report;
+mod sources;
 pub mod stage;
 pub mod state;
 pub mod store;

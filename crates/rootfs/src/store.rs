@@ -58,7 +58,7 @@ pub enum StoreError {
         /// Which.
         name: DeploymentName,
         /// How.
-        source: RecordError,
+        source: Box<RecordError>,
     },
     /// A record that stands under another's name.
     #[error("the record in {directory} is that of {name}")]
@@ -74,7 +74,7 @@ pub enum StoreError {
         /// Which.
         name: LayerName,
         /// How.
-        source: RecordError,
+        source: Box<RecordError>,
     },
     /// A deployment's manifest does not parse.
     #[error("the manifest of deployment {name} is damaged")]
@@ -258,8 +258,10 @@ impl Store {
     pub fn deployment(&self, name: &DeploymentName) -> Result<Deployment> {
         let dir = self.deployment_dir(name)?;
         let bytes = dir.read(RECORD, MAX_RECORD)?;
-        let record = DeploymentRecord::parse(&bytes)
-            .map_err(|source| StoreError::Deployment { name: name.clone(), source })?;
+        let record = DeploymentRecord::parse(&bytes).map_err(|source| StoreError::Deployment {
+            name: name.clone(),
+            source: source.into(),
+        })?;
         if record.name != *name {
             return Err(StoreError::OtherName {
                 directory: format!("deployments/{name}"),
@@ -291,7 +293,7 @@ impl Store {
     pub fn layer(&self, name: &LayerName) -> Result<LayerRecord> {
         let bytes = self.layers.open_dir(name)?.read(LAYER_RECORD, MAX_RECORD)?;
         let record = LayerRecord::parse(&bytes)
-            .map_err(|source| StoreError::Layer { name: name.clone(), source })?;
+            .map_err(|source| StoreError::Layer { name: name.clone(), source: source.into() })?;
         if record.name != *name {
             return Err(StoreError::OtherName {
                 directory: format!("layers/{name}"),

@@ -1,0 +1,305 @@
+//! Several directories in overlay form become one, out of hard links.
+//!
+//! Works from the directories alone, by the rules in [`crate::view`]. What would mean
+//! something else elsewhere is refused: redirects, metacopy, and any private attribute of
+//! overlayfs that is not known here. Those that only help one mount (`origin`, `impure`,
+//! `nlink`, `uuid`) are left out; a file that has one is copied, because an attribute
+//! belongs to the inode. Whiteouts and opaque marks stay when something is to lie below.
+//!
+//! Caller: merge; the tests, with the kernel's own mount as the judge.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::sync::{Arc, Mutex};
+
+use varve_format::TreePath;
+use varve_sys::task::{Cancel, Cancelled, Progress};
+use varve_sys::{Attributes, Dir, FileType, Stat, SysError, Xattrs};
+
+use crate::pool::{self, Pool};
+use crate::view::{Found, Looked, MergedDir, OPAQUE};
+
+const PRIVATE: &[u8] = b"trusted.overlay.";
+/// What overlayfs keeps for one mount alone: left out of a merged layer.
+const DROPPED: [&[u8]; 5] = [b"origin", b"impure", b"nlink", b"uuid", b"opaque"];
+
+/// What a merged layer is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    /// Directories made anew.
+    pub directories: u64,
+    /// Names linked to the old layers' inodes.
+    pub linked: u64,
+    /// Files copied, because they had private attributes or too many names.
+    pub copied: u64,
+    /// Whiteouts kept for the layers below.
+    pub whiteouts: u64,
+}
+
+impl Counts {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            directories: self.directories + other.directories,
+            linked: self.linked + other.linked,
+            copied: self.copied + other.copied,
+            whiteouts: self.whiteouts + other.whiteouts,
+        }
+    }
+}
+
+/// Why a fold stopped. The layer is by its place in the fold.
+#[derive(Debug, thiserror::Error)]
+pub enum FoldError {
+    /// The disk.
+    #[error(transparent)]
+    Sys(#[from] SysError),
+    /// Asked to stop.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    /// A private attribute that cannot be folded.
+    #[error("{path} has the attribute {name}, which cannot be folded")]
+    Refused {
+        /// Which layer, 0 the newest.
+        layer: usize,
+        /// Where in it.
+        path: TreePath,
+        /// Which attribute.
+        name: String,
+    },
+}
+
+/// A directory in overlay form that is to be folded.
+#[derive(Debug)]
+pub struct Layer {
+    /// The directory.
+    pub dir: Dir,
+    /// Whether every inode is asked for private attributes of overlayfs. A layer that
+    /// varve made from a manifest and verified has none but the opaque marks of its
+    /// directories, which are always looked at.
+    pub foreign: bool,
+}
+
+/// Folds layers (newest first) into the empty directory `target` of the same file
+/// system. `to_base` says that nothing will lie below the result, so that it needs no
+/// whiteouts and no opaque marks. Nothing is synced.
+pub fn fold(
+    layers: Vec<Layer>,
+    target: &Dir,
+    to_base: bool,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> std::result::Result<Counts, FoldError> {
+    let fold = Fold {
+        to_base,
+        foreign: layers.iter().map(|layer| layer.foreign).collect(),
+        copies: Mutex::new(HashMap::new()),
+        top: target,
+        progress,
+        cancel,
+    };
+    let root = Arc::new(Pair {
+        from: MergedDir::root(layers.into_iter().map(|layer| layer.dir).collect()),
+        to: target.try_clone()?,
+        path: TreePath::root(),
+    });
+    let work = |task: Task, counts: &mut Counts, pool: &Pool<Task>| match task.below {
+        None => fold.directory(&task.pair, false, counts, pool),
+        Some((name, found)) => {
+            let Pair { from, to, path } = &*task.pair;
+            let opaque = found.cut && !from.is_cut() && !fold.to_base;
+            let pair = Arc::new(Pair {
+                from: from.enter(&name, &found)?,
+                to: to.open_dir(&name)?,
+                path: below_path(path, &name),
+            });
+            drop(task.pair);
+            fold.directory(&pair, opaque, counts, pool)
+        }
+    };
+    let parts = pool::run(Task { pair: root, below: None }, Counts::default, work)?;
+    Ok(parts.into_iter().fold(Counts::default(), Counts::plus))
+}
+
+/// A merged directory, and the new one that it becomes.
+struct Pair {
+    from: MergedDir,
+    to: Dir,
+    path: TreePath,
+}
+
+/// A directory to fill: the pair's own, or one found below it.
+struct Task {
+    pair: Arc<Pair>,
+    below: Option<(OsString, Found)>,
+}
+
+struct Fold<'a> {
+    to_base: bool,
+    foreign: Vec<bool>,
+    /// Where the copy of an inode with several names is, below `top`. Held while a copy
+    /// is made, so that two names of one inode are never copied twice.
+    copies: Mutex<HashMap<(u64, u64), TreePath>>,
+    top: &'a Dir,
+    progress: &'a dyn Progress,
+    cancel: &'a Cancel,
+}
+
+type Folded<T> = std::result::Result<T, FoldError>;
+
+impl Fold<'_> {
+    /// Makes what `pair.from` shows, directories empty, then sets its attributes: what
+    /// is made below those later does not change them. `opaque`: it is to hide what
+    /// lies below the fold.
+    fn directory(
+        &self,
+        pair: &Arc<Pair>,
+        opaque: bool,
+        counts: &mut Counts,
+        pool: &Pool<Task>,
+    ) -> Folded<()> {
+        self.cancel.check()?;
+        let Pair { from, to, path } = &**pair;
+        let names = from.names()?;
+        self.progress.advance(names.len() as u64);
+        let mut below = Vec::new();
+        for (name, looked) in names {
+            match looked {
+                Looked::Nothing => {}
+                Looked::Whiteout if self.to_base || from.is_cut() || opaque => {}
+                Looked::Whiteout => {
+                    to.whiteout(&name)?;
+                    counts.whiteouts += 1;
+                }
+                Looked::Found(found) if found.stat.is_dir() => {
+                    to.mkdir(&name, 0o700)?;
+                    below.push((name, found));
+                }
+                Looked::Found(found) => self.inode(pair, &name, &found, counts)?,
+            }
+        }
+        counts.directories += 1;
+        let top = &from.parts()[0];
+        let mut xattrs = self.xattrs(&top.dir, OsStr::new("."), top.layer, path, true)?.kept;
+        if opaque {
+            xattrs.push((OPAQUE.into(), (*b"y").into()));
+        }
+        to.set_attributes(".", &attributes(&top.dir.stat(".")?, &xattrs))?;
+        for below in below {
+            pool.push(Task { pair: pair.clone(), below: Some(below) });
+        }
+        Ok(())
+    }
+
+    fn inode(&self, pair: &Pair, name: &OsStr, found: &Found, counts: &mut Counts) -> Folded<()> {
+        let holder = pair.from.holder(found);
+        let layer = pair.from.parts()[found.part].layer;
+        let path = || below_path(&pair.path, name);
+        // A symbolic link, device or fifo may carry overlayfs's marks as well.
+        let own = match self.foreign[layer] {
+            true => Some(self.xattrs(holder, name, layer, &path(), false)?),
+            false => None,
+        };
+        if own.as_ref().is_none_or(|own| own.dropped == 0) {
+            match holder.hard_link(name, &pair.to, name) {
+                Ok(()) => {
+                    counts.linked += 1;
+                    return Ok(());
+                }
+                Err(error) if error.is_too_many_links() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let own = match own {
+            Some(own) => own,
+            None => self.xattrs(holder, name, layer, &path(), false)?,
+        };
+        self.copy(holder, name, &found.stat, &own.kept, &pair.to, path(), counts)
+    }
+
+    /// Copies one inode, and keeps the names that it has in the fold together.
+    #[expect(clippy::too_many_arguments, reason = "what is copied, and to where")]
+    fn copy(
+        &self,
+        holder: &Dir,
+        name: &OsStr,
+        stat: &Stat,
+        xattrs: &Xattrs,
+        target: &Dir,
+        path: TreePath,
+        counts: &mut Counts,
+    ) -> Folded<()> {
+        let inode = (stat.device, stat.inode);
+        let mut copies = self.copies.lock().expect("no copy panics");
+        if let Some(first) = copies.get(&inode) {
+            let parent = self.top.open_dir(first.parent().expect("a name").as_path())?;
+            match parent.hard_link(first.name(), target, name) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_too_many_links() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        counts.copied += 1;
+        let attributes = attributes(stat, xattrs);
+        match stat.file_type() {
+            FileType::RegularFile => {
+                let mut file = target.create_file(name, 0o600)?;
+                file.copy_from(&holder.open_file(name)?)?;
+                file.set_attributes(&attributes)?;
+            }
+            FileType::Symlink => {
+                target.symlink(&holder.read_link(name)?, name)?;
+                target.set_attributes(name, &attributes)?;
+            }
+            _ => {
+                target.mknod(name, stat.mode, stat.special)?;
+                target.set_attributes(name, &attributes)?;
+            }
+        }
+        if stat.links > 1 {
+            copies.insert(inode, path);
+        }
+        Ok(())
+    }
+
+    /// An inode's attributes without overlayfs's own; an error for one that changes
+    /// what the layer shows.
+    fn xattrs(
+        &self,
+        dir: &Dir,
+        name: &OsStr,
+        layer: usize,
+        path: &TreePath,
+        is_dir: bool,
+    ) -> Folded<Filtered> {
+        let all = dir.xattrs(name)?;
+        let before = all.len();
+        let mut kept = Xattrs::new();
+        for (name, value) in all {
+            let known = |private| DROPPED.contains(&private) && (is_dir || private != b"opaque");
+            match name.strip_prefix(PRIVATE) {
+                None => kept.push((name, value)),
+                Some(private) if known(private) => {}
+                Some(_) => {
+                    let name = String::from_utf8_lossy(&name).into_owned();
+                    return Err(FoldError::Refused { layer, path: path.clone(), name });
+                }
+            }
+        }
+        Ok(Filtered { dropped: before - kept.len(), kept })
+    }
+}
+
+struct Filtered {
+    kept: Xattrs,
+    dropped: usize,
+}
+
+fn attributes<'a>(stat: &Stat, xattrs: &'a Xattrs) -> Attributes<'a> {
+    Attributes { mode: stat.mode & 0o7777, uid: stat.uid, gid: stat.gid, mtime: stat.mtime, xattrs }
+}
+
+/// A path for messages and for finding a copy again. The kernel gave the name; only a
+/// path longer than PATH_MAX fails, and then the directory's stands for it.
+fn below_path(path: &TreePath, name: &OsStr) -> TreePath {
+    path.join(std::os::unix::ffi::OsStrExt::as_bytes(name)).unwrap_or_else(|_| path.clone())
+}
