@@ -164,6 +164,12 @@ impl Sources {
         })
     }
 
+    /// The same sources, each asked once only.
+    pub(crate) fn without_retries(mut self) -> Self {
+        self.patience.attempts = 1;
+        self
+    }
+
     /// Up to how many unwanted bytes are read over between two wanted ranges.
     pub(crate) fn read_over(&self) -> u64 {
         self.patience.read_over

@@ -11,9 +11,10 @@ use std::time::Duration;
 use common::server::{Act, Request, Server};
 use common::{World, day, hasty, http, noise};
 use varve_fetch::contents::{self, ContentsError, Report};
-use varve_fetch::{DirTransport, Sources, Transport, pack_index};
+use varve_fetch::{DirTransport, Sources, Transport, Verified, pack_index};
 use varve_format::ContentDigest;
-use varve_format::release::ReleaseRecord;
+use varve_format::pack::PackIndex;
+use varve_format::release::{PackRef, ReleaseRecord};
 use varve_format::verity::content_digest;
 use varve_sys::Dir;
 use varve_sys::task::{Cancel, Progress, Silent, Unit};
@@ -55,15 +56,17 @@ impl Case {
     }
 
     fn plan(&self, sources: &Sources) -> Result<contents::Plan, ContentsError> {
-        let wanted = self.expected.iter().map(|(digest, bytes)| (*digest, bytes.len() as u64));
-        let good = self.world.sources();
-        let packs = self
-            .record
-            .packs
-            .iter()
-            .map(|pack| (*pack, pack_index(pack, &good, &Cancel::new()).unwrap()))
-            .collect();
-        contents::plan(wanted, packs, &self.world.incoming, sources)
+        contents::plan(self.wanted(), self.packs(), &self.world.incoming, sources)
+    }
+
+    fn wanted(&self) -> impl Iterator<Item = (ContentDigest, u64)> {
+        self.expected.iter().map(|(digest, bytes)| (*digest, bytes.len() as u64))
+    }
+
+    fn packs(&self) -> Vec<(PackRef, Verified<PackIndex>)> {
+        let (good, cancel) = (self.world.sources(), Cancel::new());
+        let packs = self.record.packs.iter();
+        packs.map(|pack| (*pack, pack_index(pack, &good, &cancel).unwrap())).collect()
     }
 
     fn fetch_with(
@@ -398,6 +401,54 @@ fn a_cancel_interrupts_a_link_that_is_silent() {
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     case.intact();
     assert!(!World::picture(&case.world.incoming).is_empty(), "what came first is kept");
+}
+
+/// The process that the test below kills: it fetches what the parent's server trickles.
+/// Run by itself it has nothing to do.
+#[test]
+fn killed_child() {
+    let (Ok(url), Ok(incoming)) =
+        (std::env::var("VARVE_TEST_URL"), std::env::var("VARVE_TEST_INCOMING"))
+    else {
+        return;
+    };
+    let case = Case::new();
+    let incoming = Dir::open(incoming).unwrap();
+    let sources = Sources::new(vec![http(&url)], hasty());
+    let packs = case.packs();
+    let plan = contents::plan(case.wanted(), packs, &incoming, &sources).unwrap();
+    contents::fetch(&plan, &sources, &incoming, &Silent, &Cancel::new()).1.unwrap();
+}
+
+#[test]
+fn a_process_that_is_killed_loses_no_more_than_its_last_second() {
+    let case = Case::new();
+    let (server, _) = case.server(|_| Act::Trickle(4096, Duration::from_millis(12)));
+    let mut reused = 0;
+    for _ in 0..2 {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "killed_child"])
+            .env("VARVE_TEST_URL", &server.url)
+            .env("VARVE_TEST_INCOMING", case.world.incoming.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // Long enough for one commit; too short for all of it.
+        let before = server.sent();
+        while server.sent() < before + 250_000 && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(varve_fetch::contents::BATCH_TIME);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        case.intact();
+        let now = case.plan(&case.world.sources()).unwrap().reused();
+        assert!(now >= reused, "{now} bytes are left of {reused}");
+        reused = now;
+    }
+    assert!(reused > 200_000, "{reused}");
+    case.fetch(&case.world.sources()).1.unwrap();
+    case.complete();
 }
 
 #[test]

@@ -91,6 +91,8 @@ impl<'a> Trust<'a> {
         let mut warnings = Vec::new();
         for source in sources.each() {
             let name = source.names().next().unwrap_or_default().to_owned();
+            // Once there is something that verifies, a source that is down is not waited for.
+            let source = if best.is_some() { source.without_retries() } else { source };
             match client::check(&name, source, &state, time, cancel) {
                 Ok(checked) => {
                     let newer = seen.is_none_or(|seen| checked.timestamp_version > seen);
