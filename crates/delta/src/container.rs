@@ -343,3 +343,85 @@ fn kernel(bytes: &[u8]) -> Option<Vec<Part>> {
     let to = from.checked_add(number(0x24c)?)?;
     (to <= bytes.len()).then(|| vec![Part::member(from, to, b"payload")])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 2, 3];
+        out.extend(miniz_oxide::deflate::compress_to_vec(bytes, 9));
+        out.extend_from_slice(&[0; 8]);
+        out
+    }
+
+    fn covers(node: &Node, length: usize) {
+        if !node.is_plain() {
+            assert_eq!(node.pieces.iter().map(Piece::length).sum::<usize>(), length);
+        }
+        for piece in &node.pieces {
+            match piece {
+                Piece::Member { node, length, .. } => covers(node, *length),
+                Piece::Stream { node, plain, .. } => covers(node, plain.len()),
+                Piece::Frame { .. } => {}
+            }
+        }
+    }
+
+    #[test]
+    fn a_bomb_stays_closed() {
+        let mut bomb = vec![0u8; 20 << 20];
+        for _ in 0..3 {
+            bomb = gzip(&bomb);
+        }
+        let limits = Limits { decoded: 1 << 20, ..Limits::default() };
+        let node = walk(&bomb, &limits, false, &|_| false);
+        covers(&node, bomb.len());
+        fn decoded(node: &Node) -> usize {
+            node.pieces
+                .iter()
+                .map(|p| match p {
+                    Piece::Stream { plain, node, .. } => plain.len() + decoded(node),
+                    Piece::Member { node, .. } => decoded(node),
+                    Piece::Frame { .. } => 0,
+                })
+                .sum()
+        }
+        assert!(decoded(&node) <= 1 << 20);
+    }
+
+    #[test]
+    fn broken_headers_are_walked_without_harm() {
+        let mut cpio = Vec::new();
+        for name in ["a", "TRAILER!!!"] {
+            cpio.extend_from_slice(
+                format!("070701{}{:08x}{}{:08x}{:08x}", "0".repeat(48), 300, "0".repeat(32), name.len() + 1, 0)
+                    .as_bytes(),
+            );
+            cpio.extend_from_slice(name.as_bytes());
+            cpio.push(0);
+            cpio.resize(cpio.len().next_multiple_of(4) + 300, 7);
+        }
+        let mut kernel = vec![0u8; 4096];
+        kernel[0x202..0x206].copy_from_slice(b"HdrS");
+        let mut zip = b"PK\x03\x04".to_vec();
+        zip.resize(200, 1);
+        zip.extend_from_slice(b"PK\x05\x06");
+        zip.resize(240, 0xff);
+        let mut tar = vec![b'0'; 2048];
+        tar[257..262].copy_from_slice(b"ustar");
+        let png = b"\x89PNG\r\n\x1a\n\xff\xff\xff\xffIDAT12345678".to_vec();
+        let ar = b"!<arch>\nname            0           0     0     100644  99999999  `\n1234".to_vec();
+        for seed in [cpio, kernel, zip, tar, png, ar, gzip(b"hello hello hello hello")] {
+            for at in 0..seed.len().min(700) {
+                for value in [0, 1, 0x7f, 0xff, b'9'] {
+                    let mut bytes = seed.clone();
+                    bytes[at] = value;
+                    covers(&walk(&bytes, &Limits::default(), false, &|_| false), bytes.len());
+                    let cut = &bytes[..at];
+                    covers(&walk(cut, &Limits::default(), false, &|_| false), cut.len());
+                }
+            }
+        }
+    }
+}

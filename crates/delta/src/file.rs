@@ -3,7 +3,7 @@
 //! ```text
 //! "VARVEDL1" from:32 to:32 manifest:u64 index:u64 streams:u32 reserved:u32
 //! lengths: streams x u64
-//! stream 0: the new manifest's text   1: the index   2..: the groups
+//! stream 0: the new manifest, short form   1: the index   2..: the groups
 //! ```
 //!
 //! Numbers are little-endian. See docs/format/delta.md.
@@ -25,7 +25,7 @@ pub struct Header {
     pub from: ReleaseDigest,
     /// The release it makes.
     pub to: ReleaseDigest,
-    /// Length of the new manifest's text.
+    /// Length of the new manifest's short form.
     pub(crate) manifest: u64,
     /// Length of the index, decoded.
     pub(crate) index: u64,

@@ -22,6 +22,7 @@ use crate::coder::Encoder;
 use crate::container;
 use crate::file::{self, Header};
 use crate::index::{self, Entry, Group};
+use crate::manifest;
 use crate::source::{Contents, Reader, SourceError};
 use draft::{Draft, NewLeaf};
 use matching::{Choice, OldLeaves};
@@ -100,7 +101,14 @@ struct NewContent {
     kind: usize,
 }
 
-const KINDS: [&str; 5] = ["kernel modules", "programs and libraries", "everything else", "heavy", "made of others"];
+const KINDS: [&str; 6] = [
+    "kernel modules",
+    "programs and libraries",
+    "everything else",
+    "heavy",
+    "made of others",
+    "large kernel modules",
+];
 
 /// Makes a delta from one release to another.
 pub fn make(
@@ -189,9 +197,9 @@ pub fn make(
     // Groups.
     let clock = std::time::Instant::now();
     let mut groups: Vec<(usize, Vec<&NewContent>)> = Vec::new();
-    for kind in [3, 0, 1, 2, 4] {
+    for kind in [3, 0, 5, 1, 2, 4] {
         let all: Vec<&NewContent> = news.iter().filter(|c| c.kind == kind).collect();
-        if kind >= 3 {
+        if matches!(kind, 3 | 4) {
             groups.extend(all.into_iter().map(|c| (kind, vec![c])));
         } else if !all.is_empty() {
             groups.push((kind, all));
@@ -212,7 +220,8 @@ pub fn make(
         let coding = Coding { leaves: &leaves, choices: &choices, base_types };
         coding.group(*kind, members, alignments, &mut Reader::new(contents, &old_table), &old_leaves)
     })?;
-    let mut streams = vec![manifest_stream(old_manifest, new_manifest), Vec::new()];
+    let (short_old, short_new) = (manifest::shorten(old_manifest), manifest::shorten(new_manifest));
+    let mut streams = vec![manifest_stream(&short_old, &short_new), Vec::new()];
     let mut index_groups = Vec::new();
     for ((kind, members), (group, stream, mut largest)) in groups.iter().zip(coded) {
         report.groups.push(GroupReport {
@@ -239,7 +248,7 @@ pub fn make(
     let header = Header {
         from: old.digest(),
         to: new.digest(),
-        manifest: new_manifest.len() as u64,
+        manifest: short_new.len() as u64,
         index: index.len() as u64,
     };
     Ok((file::write(&header, &streams), report))
@@ -292,16 +301,16 @@ fn kind_of(
     if all.clone().any(|at| matches!(&choices[at], Choice::Content(n) if changed.contains(n))) {
         return 4;
     }
-    if MODEL_MEMORY + content.draft.memory(content.size, leaves, choices, old) > light {
-        return 3;
-    }
+    let heavy = MODEL_MEMORY + content.draft.memory(content.size, leaves, choices, old) > light;
     let head = |magic: &[u8]| all.clone().any(|at| leaves[at].bytes.starts_with(magic));
     let module = all.clone().any(|at| {
         let bytes = &leaves[at].bytes;
         bytes.starts_with(b"\x7fELF") && bytes.get(16) == Some(&1)
     });
     if module {
-        0
+        if heavy { 5 } else { 0 }
+    } else if heavy {
+        3
     } else if head(b"\x7fELF") {
         1
     } else {
@@ -310,7 +319,7 @@ fn kind_of(
 }
 
 /// Memory of a group's model with 2^[`LOG`] slots.
-const MODEL_MEMORY: u64 = 40 << 20;
+const MODEL_MEMORY: u64 = 30 << 20;
 const LOG: u8 = 22;
 
 /// What a group comes to: its place in the index, its stream, bytes by content.

@@ -33,7 +33,7 @@ pub(crate) struct Block {
 
 /// A message that says what cannot be: broken or hostile.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the delta's blocks lie outside their contents")]
+#[error("the delta's coded bytes are broken")]
 pub(crate) struct BadBlocks;
 
 /// An old content with what is known of it.
@@ -120,12 +120,10 @@ impl BlobCoder {
     ) -> Result<(), BadBlocks> {
         let Some(old) = old else {
             self.text.gap(&self.tables, coder, new, 0, new.len());
-            return Ok(());
+            return if coder.overran() { Err(BadBlocks) } else { Ok(()) };
         };
-        coder.about(0);
         let moved = self.moved(coder, old.anatomy, &alignment.moved);
         let blocks = self.blocks(coder, &alignment.blocks, old.bytes.len(), new.len())?;
-        coder.about(1);
         let mut walk = Walk {
             projector: Projector::new(old.anatomy, &blocks, moved),
             history: !0,
@@ -141,12 +139,15 @@ impl BlobCoder {
                 walk.history = 0;
             }
             self.block(coder, &old, &mut walk, block, new);
+            if coder.overran() {
+                return Err(BadBlocks);
+            }
             at = start + block.length as usize;
         }
         if at < new.len() {
             self.text.gap(&self.tables, coder, new, at, new.len());
         }
-        Ok(())
+        if coder.overran() { Err(BadBlocks) } else { Ok(()) }
     }
 
     fn moved<C: Coder>(&mut self, coder: &mut C, anatomy: &Anatomy, new: &[(u64, u64)]) -> Vec<Moved> {
@@ -186,6 +187,9 @@ impl BlobCoder {
         let mut all = Vec::with_capacity((count as usize).min(1 << 16));
         let (mut old_end, mut new_end) = (0u64, 0u64);
         for at in 0..count as usize {
+            if coder.overran() {
+                return Err(BadBlocks);
+            }
             let known = blocks.get(at);
             let gap = known.map_or(0, |b| u64::from(b.new) - new_end);
             let gap = self.numbers.code(coder, class::GAP, gap);
@@ -223,6 +227,9 @@ impl BlobCoder {
         let mut done = 0;
         walk.streak = 0;
         while done < length {
+            if coder.overran() {
+                return;
+            }
             let wish = if walk.streak >= 8 { LONG_RUN } else { SHORT_RUN };
             let mut run = wish.min(length - done);
             inside.clear();
@@ -286,7 +293,6 @@ impl BlobCoder {
         fields: usize,
         hit: bool,
     ) -> bool {
-        coder.about(2);
         let long = usize::from(wish == LONG_RUN);
         let recent = walk.history.count_ones() as usize;
         let streak = walk.streak.min(31);
@@ -310,7 +316,6 @@ impl BlobCoder {
         new: &mut [u8],
     ) {
         for at in range {
-            coder.about(3);
             let (p, q) = (from + at, to + at);
             let expected = old.bytes[p];
             let before = if q > 0 { new[q - 1] } else { 0 };
@@ -337,7 +342,6 @@ impl BlobCoder {
             if hit == 1 {
                 new[q] = expected;
             } else {
-                coder.about(4);
                 walk.place.expected = expected;
                 walk.place.after = after;
                 self.text.miss(&self.tables, coder, new, q, &mut walk.place);
@@ -347,7 +351,6 @@ impl BlobCoder {
     }
 
     fn field<C: Coder>(&mut self, coder: &mut C, walk: &mut Walk<'_>, e: &Expected, at: usize, new: &mut [u8]) {
-        coder.about(6);
         let kind = e.field.kind as usize;
         let width = usize::from(e.field.width);
         let truth = e.field.read(new, at).unwrap_or(0);
@@ -370,7 +373,6 @@ impl BlobCoder {
         let value = if hit == 1 {
             guess.value
         } else {
-            coder.about(8 + kind);
             // Within 32 bits either way; a 64-bit field in two halves when it is not.
             let change = if width == 8 {
                 truth.wrapping_sub(guess.value) as i64

@@ -190,7 +190,7 @@ impl<'a> Projector<'a> {
         };
         let class = if matches!(field.kind, Offset) { field.base } else { 0 };
         let key = hash(target, class + 1);
-        let bias = if matches!(field.kind, Offset) || source_of_doubt(field) {
+        let bias = if matches!(field.kind, Offset) {
             self.bias[bias_at(kind, field)].0
         } else {
             0
@@ -269,11 +269,6 @@ fn without_overlap(blocks: &[Block]) -> Vec<Block> {
         }
     }
     kept.into_values().collect()
-}
-
-/// Whether the table's own place is only guessed.
-fn source_of_doubt(_: &Field) -> bool {
-    false
 }
 
 fn bias_at(kind: usize, field: &Field) -> usize {

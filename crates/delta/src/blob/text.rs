@@ -59,7 +59,6 @@ impl Text {
         from: usize,
         to: usize,
     ) {
-        coder.about(5);
         self.matched = None;
         self.length = 0;
         if self.history.len() > HISTORY {
@@ -67,6 +66,9 @@ impl Text {
             self.heads.fill(0);
         }
         for at in from..to {
+            if at & 0xfff == 0 && coder.overran() {
+                return;
+            }
             let before = Before::of(new, at);
             let orders = [
                 0,

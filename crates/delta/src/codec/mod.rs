@@ -21,7 +21,7 @@ use std::borrow::Cow;
 /// The kind of a compressed stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum Format {
+pub(crate) enum Format {
     /// The .xz format.
     Xz = 1,
     /// One Zstandard frame.
@@ -49,7 +49,7 @@ pub(crate) enum Settings {
 
 /// Why a stream could not be taken apart or made.
 #[derive(Debug, thiserror::Error)]
-pub enum CodecError {
+pub(crate) enum CodecError {
     /// Not a whole stream of this kind, or one that holds more than allowed.
     #[error("a {0:?} stream is broken or larger than allowed")]
     Decode(Format),

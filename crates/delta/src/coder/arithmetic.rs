@@ -3,14 +3,14 @@
 /// Codes one bit at a time. The encoder writes the bit it is given, the decoder
 /// returns the one it reads and ignores the argument.
 pub(crate) trait Coder {
-    /// Whether the message is being written; then values passed in are the truth.
-    const WRITES: bool;
-
     /// Codes `bit` (0 or 1), of which 1 has the probability `p1` / 65536 (1..=65535).
     fn bit(&mut self, bit: u32, p1: u32) -> u32;
 
-    /// What the bits that follow are about.
-    fn about(&mut self, _: usize) {}
+    /// Whether more was asked for than the message holds: then it is broken, and what
+    /// follows is not worth the time.
+    fn overran(&self) -> bool {
+        false
+    }
 
     /// Codes the lowest `count` bits of `value`, each as likely as not.
     fn raw(&mut self, value: u64, count: u32) -> u64 {
@@ -25,13 +25,11 @@ pub(crate) struct Encoder {
     low: u32,
     high: u32,
     out: Vec<u8>,
-    pub(crate) costs: [f64; 32],
-    what: usize,
 }
 
 impl Encoder {
     pub(crate) fn new() -> Self {
-        Self { low: 0, high: u32::MAX, out: Vec::new(), costs: [0.0; 32], what: 0 }
+        Self { low: 0, high: u32::MAX, out: Vec::new() }
     }
 
     /// How many bytes were written so far.
@@ -51,13 +49,8 @@ fn split(low: u32, high: u32, p1: u32) -> u32 {
 }
 
 impl Coder for Encoder {
-    const WRITES: bool = true;
-
-    fn about(&mut self, what: usize) { self.what = what; }
-
     #[inline]
     fn bit(&mut self, bit: u32, p1: u32) -> u32 {
-        self.costs[self.what] -= (f64::from(if bit == 1 { p1 } else { 65536 - p1 }) / 65536.0).log2() / 8.0;
         let middle = split(self.low, self.high, p1);
         if bit == 1 {
             self.high = middle;
@@ -92,11 +85,6 @@ impl<'a> Decoder<'a> {
         decoder
     }
 
-    /// Whether more was asked for than the message holds.
-    pub(crate) fn overran(&self) -> bool {
-        self.beyond > 4
-    }
-
     fn next(&mut self) {
         let byte = match self.input.split_first() {
             Some((first, rest)) => {
@@ -113,7 +101,9 @@ impl<'a> Decoder<'a> {
 }
 
 impl Coder for Decoder<'_> {
-    const WRITES: bool = false;
+    fn overran(&self) -> bool {
+        self.beyond > 4
+    }
 
     #[inline]
     fn bit(&mut self, _: u32, p1: u32) -> u32 {

@@ -131,7 +131,7 @@ fn old(out: &mut Vec<OldLeaf>, source: &Source, name: &str, bytes: &[u8], node: 
         return;
     }
     let mut stretches = Vec::new();
-    gather(out, source, name, bytes, bytes, 0, node, &mut stretches);
+    gather(out, source, name, bytes, 0, node, &mut stretches);
     if stretches.is_empty() {
         return;
     }
@@ -148,13 +148,11 @@ fn old(out: &mut Vec<OldLeaf>, source: &Source, name: &str, bytes: &[u8], node: 
     out.push(OldLeaf::new(format!("{name}!"), source, &skeleton));
 }
 
-/// Leaves within `part`, which stands at `base` of `whole`; the node's own stretches.
-#[expect(clippy::too_many_arguments, reason = "a walk with its whole state in view")]
+/// Leaves within `part`, which stands at `base` of the source; the node's own stretches.
 fn gather(
     out: &mut Vec<OldLeaf>,
     source: &Source,
     name: &str,
-    whole: &[u8],
     part: &[u8],
     base: usize,
     node: &Node,
@@ -180,7 +178,7 @@ fn gather(
                 if node.is_plain() {
                     out.push(OldLeaf::new(name, inside(&[]), &part[from..to]));
                 } else {
-                    gather(out, source, &name, whole, &part[from..to], base + from, node, stretches);
+                    gather(out, source, &name, &part[from..to], base + from, node, stretches);
                 }
             }
             Piece::Stream { format, plain, node, .. } => {
