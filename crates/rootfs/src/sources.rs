@@ -149,6 +149,7 @@ fn linkable(
             claimed.insert(same);
         }
     }
+    // Each inode of the old tree comes by once, and is given away once at most.
     for (from, entry) in old.entries().iter().enumerate() {
         let Kind::Regular { digest, .. } = entry.kind else { continue };
         let Some(wanting) = moved.get_mut(&digest) else { continue };
@@ -163,7 +164,6 @@ fn linkable(
             let at = wanting.swap_remove(place);
             let path = (new.entries()[at as usize].path != entry.path).then(|| entry.path.clone());
             links.insert(at, Source::Link(path));
-            claimed.insert(from);
         }
     }
     links
