@@ -152,7 +152,7 @@ pub fn append_line(dir: &Dir, name: &str, line: &str) -> Result<()> {
     }
     trace::change(&path());
     if !faults::out("append_line.fsync") {
-        file.sync_all().context("sync", path)?;
+        rustix::fs::fsync(&file).context("sync", path)?;
         trace::emit(|| Event::SyncFile(path()));
     }
     if length == 0 && !faults::out("append_line.sync_directory") {

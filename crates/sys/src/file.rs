@@ -96,7 +96,7 @@ impl NewFile {
     }
 
     pub(crate) fn sync_always(&self) -> Result<()> {
-        self.file.sync_all().context("sync", || self.path.clone())?;
+        rustix::fs::fsync(&self.file).context("sync", || self.path.clone())?;
         trace::emit(|| Event::SyncFile(self.path.clone()));
         Ok(())
     }

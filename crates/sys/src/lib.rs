@@ -30,5 +30,5 @@ pub mod trace;
 pub use dir::{Dir, Name, Stat, Walk};
 pub use error::{Result, SysError};
 pub use file::{HOLE_BLOCK, MIN_HOLE, NewFile};
-pub use meta::{Attributes, Xattrs, file_xattrs};
+pub use meta::{Attributes, Xattr, Xattrs, file_xattrs};
 pub use rustix::fs::FileType;

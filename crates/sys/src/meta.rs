@@ -15,7 +15,10 @@ use crate::file::NewFile;
 use crate::trace;
 
 /// Extended attributes: names and values, sorted by name.
-pub type Xattrs = Vec<(Box<[u8]>, Box<[u8]>)>;
+pub type Xattrs = Vec<Xattr>;
+
+/// An extended attribute: its name, its value.
+pub type Xattr = (Box<[u8]>, Box<[u8]>);
 
 /// Everything about an inode that is set after it was made.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +32,7 @@ pub struct Attributes<'a> {
     /// Time of modification (and of access): seconds since 1970, nanoseconds.
     pub mtime: (i64, u32),
     /// Extended attributes to set.
-    pub xattrs: &'a [(Box<[u8]>, Box<[u8]>)],
+    pub xattrs: &'a [Xattr],
 }
 
 fn times(mtime: (i64, u32)) -> Timestamps {
