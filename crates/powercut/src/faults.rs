@@ -23,27 +23,17 @@ pub struct Verdict {
     pub finding: String,
 }
 
-/// The steps that a scenario passes while it is recorded, and how often; and, for each
-/// place that renames and syncs both directories, the two syncs at once: a file system with
-/// one journal makes either of them durable with the other.
+/// The steps that a scenario passes while it is recorded, and how often.
 pub fn steps(case: &Case<'_>) -> Result<BTreeMap<String, u64>> {
-    let recorded = case.record()?;
-    let mut steps = recorded.steps;
-    let pairs: Vec<(String, u64)> = steps
-        .iter()
-        .filter_map(|(step, passed)| {
-            let place = step.strip_prefix("commit_rename.sync_to @ ")?;
-            Some((format!("{step} and commit_rename.sync_from @ {place}"), *passed))
-        })
-        .collect();
-    steps.extend(pairs);
-    Ok(steps)
+    Ok(case.record()?.steps)
 }
 
-/// Takes a step (or two) out while `work` runs, and notes which steps it passes.
-pub(crate) fn without<T>(step: Option<&str>, work: impl FnOnce() -> T) -> (T, BTreeMap<String, u64>) {
-    let steps: Vec<&str> = step.map_or(Vec::new(), |step| step.split(" and ").collect());
-    faults::take_out(&steps);
+/// Takes a step out while `work` runs, and notes which steps it passes.
+pub(crate) fn without<T>(
+    step: Option<&str>,
+    work: impl FnOnce() -> T,
+) -> (T, BTreeMap<String, u64>) {
+    faults::take_out(step.as_slice());
     faults::watch();
     let result = work();
     faults::take_out(&[]);
@@ -51,7 +41,13 @@ pub(crate) fn without<T>(step: Option<&str>, work: impl FnOnce() -> T) -> (T, BT
 }
 
 /// Takes one step out while recording and judges until a promise is broken.
-pub fn try_step(case: &Case<'_>, step: &str, passed: u64, count: usize, seed: u64) -> Result<Verdict> {
+pub fn try_step(
+    case: &Case<'_>,
+    step: &str,
+    passed: u64,
+    count: usize,
+    seed: u64,
+) -> Result<Verdict> {
     let case = Case { first_only: true, keep: None, fault: Some(step), ..*case };
     let recorded = case.record()?;
     let outcome = case.judge(&recorded, count, Deep::default(), seed)?;
