@@ -433,3 +433,42 @@ fn contents_are_found_in_any_deployment_and_only_when_they_are_right() {
     let error = device.stage(plan, &old, Level::NewContents).unwrap_err();
     assert!(matches!(error, StageError::Differs { .. }), "a copy is read before it is used");
 }
+
+/// Equal files are not the same file: only the manifest says which are.
+#[test]
+fn names_that_are_torn_or_joined_are_differences() {
+    if !support::is_root("names_that_are_torn_or_joined_are_differences") {
+        return;
+    }
+    let device = Device::new();
+    let meta = varve_format::tree::Metadata { mode: 0o644, ..Default::default() };
+    let file = || Node::File(b"same".to_vec(), meta.clone());
+    // /a and /b are one file, /c\nd is its equal, /a.b nobody's.
+    let tree = Tree::build(&[(vec![0], file()), (vec![1], Node::Link(0)), (vec![2], file())]);
+    device.upgrade("a", &tree, Layout::HardLink);
+    let root = device.store.tree(&"a".parse().unwrap()).unwrap();
+    let whole = root.stat(".").unwrap();
+    let differences = || {
+        let attributes = varve_sys::Attributes {
+            mode: whole.mode & 0o7777,
+            uid: whole.uid,
+            gid: whole.gid,
+            mtime: whole.mtime,
+            xattrs: &[],
+        };
+        root.set_attributes(".", &attributes).unwrap();
+        let dirs = vec![root.try_clone().unwrap()];
+        let cancel = Cancel::new();
+        let report = verify(dirs, &tree.manifest, Contents::Everything, &Silent, &cancel);
+        report.unwrap().differences.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(differences(), [""; 0]);
+    varve_sys::copy::copy_tree(&root, "b", &root, "copy").unwrap();
+    root.rename_over("copy", &root, "b").unwrap();
+    assert_eq!(differences(), ["/b: should be the same file as /a"]);
+    root.unlink("b").unwrap();
+    root.hard_link("a", &root, "b").unwrap();
+    root.unlink("c\nd").unwrap();
+    root.hard_link("a", &root, "c\nd").unwrap();
+    assert_eq!(differences(), ["/c\\nd: should not be the same file as /a"]);
+}
