@@ -472,7 +472,7 @@ mod tests {
             vec![leaf(9), leaf(1)],
             vec![Op::Skeleton(1)],
             vec![Op::Copy(inside(vec![]), 1 << 50)],
-            vec![Op::Copy(inside(vec![Step::Gather(vec![(u64::MAX, 2)])]), 2)],
+            vec![Op::Copy(inside(vec![Step::Gather(vec![(1 << 62, 2)])]), 2)],
             vec![Op::Copy(inside(vec![Step::Gather(vec![(0, 5); 50])]), 9)],
             vec![Op::Copy(inside(vec![Step::Decode(codec::Format::Xz, 1 << 60)]), 9)],
             vec![Op::Copy(Source { content: 77, steps: vec![] }, 9)],

@@ -27,14 +27,35 @@ pub(super) fn decode(bytes: &[u8], limit: usize) -> Option<Decoded> {
     (written <= limit).then_some(Decoded { plain, length: read })
 }
 
+/// Corrections fit one plain text alone, and preflate panics on others: so a checksum of
+/// both stands before them, which damage does not pass; what a liar writes to pass it is
+/// caught where panics unwind.
 pub(super) fn encode(corrections: &[u8], plain: &[u8]) -> Option<Vec<u8>> {
-    preflate_rs::recreate_whole_deflate_stream(plain, corrections).ok()
+    let (sum, corrections) = corrections.split_at_checked(4)?;
+    if sum != checksum(corrections, plain) {
+        return None;
+    }
+    std::panic::catch_unwind(|| preflate_rs::recreate_whole_deflate_stream(plain, corrections).ok())
+        .ok()
+        .flatten()
+}
+
+fn checksum(corrections: &[u8], plain: &[u8]) -> [u8; 4] {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(corrections);
+    hasher.update(plain);
+    hasher.finalize().to_le_bytes()
 }
 
 /// What preflate needs to know to make exactly this stream.
 #[cfg(feature = "make")]
 pub(super) fn corrections(stream: &[u8], plain: &[u8]) -> Option<Vec<u8>> {
     let limit = plain.len() + 1024;
-    let (result, text) = preflate_rs::preflate_whole_deflate_stream(stream, false, limit).ok()?;
-    (text.text() == plain && result.compressed_size == stream.len()).then_some(result.corrections)
+    let found = std::panic::catch_unwind(|| {
+        let (result, text) = preflate_rs::preflate_whole_deflate_stream(stream, false, limit).ok()?;
+        let whole = text.text() == plain && result.compressed_size == stream.len();
+        whole.then_some(result.corrections)
+    });
+    let corrections = found.ok().flatten()?;
+    Some([&checksum(&corrections, plain)[..], &corrections].concat())
 }
