@@ -166,6 +166,7 @@ fn case<'a>(
         workers: arguments.workers,
         until,
         fault: None,
+        known: &[],
     }
 }
 
@@ -301,13 +302,19 @@ fn faults(
         for fs in file_systems {
             say!("{} on {}", scenario.name(), fs.name);
             let scratch = fresh(Path::new(PLACE))?;
-            let steps = {
+            let (steps, known) = {
                 let case = case(arguments, &**scenario, fs, &scratch, until);
-                varve_powercut::faults::steps(&case)?
+                varve_powercut::faults::steps(&case, arguments.states, arguments.seed)?
             };
+            for finding in &known {
+                say!("  there without any fault, and not counted: {finding}");
+            }
             for (step, passed) in steps {
                 let scratch = fresh(Path::new(PLACE))?;
-                let case = case(arguments, &**scenario, fs, &scratch, until);
+                let case = Case {
+                    known: &known,
+                    ..case(arguments, &**scenario, fs, &scratch, until)
+                };
                 let verdict = varve_powercut::faults::try_step(
                     &case, &step, passed, arguments.states, arguments.seed,
                 )?;

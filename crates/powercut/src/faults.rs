@@ -1,12 +1,13 @@
 //! The rig's proof of itself: each safety step that a scenario passes is taken out, and
 //! some state must then break a promise.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use varve_sys::faults;
 
 use crate::error::Result;
 use crate::run::{Case, Deep};
+use crate::scenario::Finding;
 
 /// What became of one step.
 #[derive(Clone, Debug)]
@@ -23,9 +24,19 @@ pub struct Verdict {
     pub finding: String,
 }
 
-/// The steps that a scenario passes while it is recorded, and how often.
-pub fn steps(case: &Case<'_>) -> Result<BTreeMap<String, u64>> {
-    Ok(case.record()?.steps)
+/// The steps that a scenario passes while it is recorded, and how often; and what is found
+/// although none is taken out.
+pub fn steps(
+    case: &Case<'_>,
+    count: usize,
+    seed: u64,
+) -> Result<(BTreeMap<String, u64>, Vec<Finding>)> {
+    let recorded = case.record()?;
+    let case = Case { keep: None, ..*case };
+    let outcome = case.judge(&recorded, count, Deep::default(), seed)?;
+    let known: BTreeSet<Finding> =
+        outcome.failing.into_iter().flat_map(|failing| failing.findings).collect();
+    Ok((recorded.steps, known.into_iter().collect()))
 }
 
 /// Takes a step out while `work` runs, and notes which steps it passes.

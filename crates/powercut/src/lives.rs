@@ -419,7 +419,8 @@ impl Life {
         if self.about == About::Merge {
             merge_latest(machine, &device, &writer)?;
         }
-        if !judged_bad && !(self.about == About::RollBack && release == name(2)) {
+        let meant = self.about == About::RollBack && release == name(2);
+        if !judged_bad && !meant {
             let upgraded = upgrade(machine, &device, &writer, mark)?;
             // What is staged first is what had been fetched before the cut.
             if told["staged"] != Value::Bool(true)

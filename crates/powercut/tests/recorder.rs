@@ -16,7 +16,7 @@ use varve_powercut::disk::{FileSystem, Mounted, copy_image};
 use varve_powercut::log::{Entry, Log};
 use varve_powercut::run::{Case, Deep, replay};
 use varve_powercut::scenario::{Before, Finding, Mark, Scenario, SharedMark, Site};
-use varve_powercut::states::{State, Timeline, plan};
+use varve_powercut::states::{Cut, State, Timeline, plan};
 
 fn need_root() {
     let root = rustix::process::geteuid().is_root();
@@ -48,12 +48,15 @@ fn record(dir: &Path, work: impl FnOnce(&Path, &dyn Fn(&str))) -> Log {
     log
 }
 
-fn mount_state(dir: &Path, log: &Log, state: State) -> Mounted {
+/// Mounts a state; none where ext4's superblock, which is larger than a sector, is torn.
+fn mount_state(dir: &Path, log: &Log, state: State) -> Option<Mounted> {
     let mut timeline = Timeline::new(log, &dir.join("base.img"), dir.join("timeline")).unwrap();
     let image = dir.join("state.img");
     let _ = std::fs::remove_file(&image);
     timeline.lay_out(state, &image).unwrap();
-    FileSystem::named("ext4").unwrap().mount(&image, &dir.join("look")).unwrap()
+    let mounted = FileSystem::named("ext4").unwrap().mount(&image, &dir.join("look"));
+    let torn = matches!(state.cut, Cut::Torn { grain: 512, .. });
+    if torn { mounted.ok() } else { Some(mounted.unwrap()) }
 }
 
 fn write(path: &Path, bytes: &[u8]) -> File {
@@ -80,9 +83,9 @@ fn a_block_device_is_recorded_write_by_write() {
     rustix::fs::fdatasync(&device).unwrap();
     let log = recorder.cut().unwrap();
     let seen: Vec<_> = log.entries().iter().map(|entry| (entry.range(), entry.clone())).collect();
-    let flushes = log.flushes();
-    assert_eq!(flushes, 2, "{seen:?}");
-    let windows = log.windows();
+    // The loop driver flushes once as it begins, before anything is written.
+    let windows: Vec<_> = log.windows().into_iter().filter(|window| window.writes > 0).collect();
+    assert!(windows.len() == 2 && windows.iter().all(|window| window.flushed), "{seen:?}");
     let ranges = |window: usize| -> Vec<_> {
         let entries = &log.entries()[windows[window].entries.clone()];
         entries.iter().filter_map(Entry::range).collect()
@@ -114,7 +117,7 @@ fn what_was_synced_is_in_every_state_and_what_was_not_is_missing_in_one() {
     let (mut with_promise, mut without_forgotten) = (0, 0);
     for state in plan(&log, 40, 3) {
         let marks = log.marks(state.latest(&log));
-        let mounted = mount_state(dir.path(), &log, state);
+        let Some(mounted) = mount_state(dir.path(), &log, state) else { continue };
         let read = |name: &str| std::fs::read(mounted.path().join(name)).unwrap_or_default();
         if marks.contains(&"synced".to_owned()) {
             with_promise += 1;
@@ -190,6 +193,7 @@ fn a_missing_fsync_before_a_rename_is_caught_and_the_state_is_kept() {
             workers: 2,
             until: None,
             fault: None,
+            known: &[],
         };
         let recorded = case.record().unwrap();
         let outcome = case.judge(&recorded, 40, Deep { origins: 2, states: 4 }, 1).unwrap();
