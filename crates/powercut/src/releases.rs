@@ -158,6 +158,8 @@ fn make_tree(root: &Path, version: u64, weight: Weight) -> io::Result<()> {
     }
     fs::hard_link(root.join("usr/lib/lib0.so"), root.join("usr/lib/lib0.so.1"))?;
     fs::hard_link(root.join("usr/bin/su"), root.join("usr/bin/sudo"))?;
+    // As Debian has it: the boot stage looks for /sbin/init.
+    symlink("usr/sbin", root.join("sbin"))?;
     symlink(format!("lib{}.so", version % 5), root.join("usr/lib/libcurrent.so"))?;
     let sparse = root.join("usr/lib/sparse");
     File::options().write(true).create_new(true).open(&sparse)?.set_len(200_000)?;
