@@ -355,7 +355,8 @@ fn state_paths_see_whiteouts_and_opaque_directories_as_the_kernel_does() {
     disk.deploy(&with_state, true);
 
     let root = disk.path("root");
-    let show = || -> Vec<(String, Option<Vec<(String, String)>>)> {
+    type Shown = Vec<(String, Option<Vec<(String, String)>>)>;
+    let show = || -> Shown {
         let each = paths.iter().map(|path| {
             let entries = fs::read_dir(root.join(&path[1..])).ok().map(|entries| {
                 let mut names: Vec<_> = entries
@@ -533,6 +534,7 @@ fn a_damaged_or_missing_selection_boots_the_newest_confirmed() {
             File::options()
                 .write(true)
                 .create(true)
+                .truncate(true)
                 .mode(0o644)
                 .open(disk.varve("boot/selection"))
                 .unwrap()

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -137,7 +137,7 @@ impl<'a> Model<'a> {
     }
 
     /// An inode that was gone again before it could be looked at.
-    fn gone(&self, path: &PathBuf) -> Inode {
+    fn gone(&self, path: &Path) -> Inode {
         panic!("{} went away while it was recorded: two writers in one recording", path.display())
     }
 
