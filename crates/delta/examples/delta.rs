@@ -84,7 +84,7 @@ fn main() {
     let (mut old, mut new) = (Store::default(), Store::default());
     let from = manifest(&args[1], &mut old);
     let to = manifest(&args[2], &mut new);
-    let file = std::env::var("DELTA").unwrap_or_else(|_| "/tmp/delta/x/out.delta".into());
+    let file = std::env::var("DELTA").unwrap_or_else(|_| "out.delta".into());
     if std::env::var("APPLY").is_err() {
         let mut both = Store::default();
         both.paths.extend(new.paths.clone());
