@@ -45,7 +45,11 @@ fn scan(root: &Path, dir: &Path, store: &mut Store, entries: &mut Vec<Entry>) {
             mtime: Time { seconds: m.mtime(), nanoseconds: 0 },
             xattrs: Vec::new(),
         };
-        entries.push(Entry { path: TreePath::new(path.as_os_str().as_bytes()).unwrap(), kind, meta });
+        entries.push(Entry {
+            path: TreePath::new(path.as_os_str().as_bytes()).unwrap(),
+            kind,
+            meta,
+        });
     };
     add(relative, Kind::Directory, &std::fs::metadata(dir).unwrap(), entries);
     for item in std::fs::read_dir(dir).unwrap() {
@@ -91,8 +95,17 @@ fn main() {
         both.paths.extend(old.paths.clone());
         let clock = Instant::now();
         let (delta, report) = varve_delta::make(&from, &to, &both, MakeLimits::default()).unwrap();
-        println!("made {} bytes in {:.1?} {:?} {}", delta.len(), clock.elapsed(), report.seconds, peak());
-        println!("manifest {} index {} contents {} size {}", report.manifest, report.index, report.contents, report.size);
+        println!(
+            "made {} bytes in {:.1?} {:?} {}",
+            delta.len(),
+            clock.elapsed(),
+            report.seconds,
+            peak()
+        );
+        println!(
+            "manifest {} index {} contents {} size {}",
+            report.manifest, report.index, report.contents, report.size
+        );
         for group in &report.groups {
             println!("{group:?}");
         }

@@ -176,7 +176,12 @@ impl<'a> Delta<'a> {
     }
 
     /// Makes the new contents.
-    pub fn apply(&self, contents: &dyn Contents, sink: &dyn Sink, limits: Limits) -> Result<Applied, ApplyError> {
+    pub fn apply(
+        &self,
+        contents: &dyn Contents,
+        sink: &dyn Sink,
+        limits: Limits,
+    ) -> Result<Applied, ApplyError> {
         let out = Mutex::new((Vec::new(), 0, None));
         for late in [false, true] {
             let wave: Vec<usize> =
@@ -246,7 +251,12 @@ impl From<SourceError> for Stop {
 }
 
 impl<'a> Work<'a> {
-    fn new(delta: &'a Delta<'a>, group: usize, contents: &'a dyn Contents, sink: &'a dyn Sink) -> Self {
+    fn new(
+        delta: &'a Delta<'a>,
+        group: usize,
+        contents: &'a dyn Contents,
+        sink: &'a dyn Sink,
+    ) -> Self {
         Self {
             delta,
             group: &delta.groups[group],
@@ -340,7 +350,7 @@ impl<'a> Work<'a> {
                     if *length > room {
                         return Err(Stop::Wrong);
                     }
-                    out.extend_from_slice(&*self.reader.bytes(source)?);
+                    out.extend_from_slice(&self.reader.bytes(source)?);
                 }
                 Op::Encode(settings, inner) => {
                     let plain = self.build(inner, limit.saturating_mul(MOST_EXPANSION), skip)?;
@@ -412,7 +422,8 @@ mod tests {
             size: content.len() as u64,
             digest: verity::content_digest(content),
         };
-        let root = tree::Entry { path: TreePath::root(), kind: tree::Kind::Directory, meta: meta.clone() };
+        let root =
+            tree::Entry { path: TreePath::root(), kind: tree::Kind::Directory, meta: meta.clone() };
         let file = tree::Entry { path: TreePath::new(b"f").unwrap(), kind, meta };
         Manifest::from_entries(vec![root, file]).unwrap().to_text()
     }
@@ -449,7 +460,10 @@ mod tests {
         };
         let streams = [encoder.finish(), stream(&index, 18), stream(b"new bytes", 14)];
         let delta = file::write(&header, &streams);
-        let store = Store(vec![(verity::content_digest(b"old bytes"), b"old bytes".to_vec())], Mutex::new(0));
+        let store = Store(
+            vec![(verity::content_digest(b"old bytes"), b"old bytes".to_vec())],
+            Mutex::new(0),
+        );
         let applied = Delta::open(&delta, &old)
             .unwrap()
             .apply(&store, &store, Limits { memory: u64::MAX, threads: 1 })
@@ -477,7 +491,10 @@ mod tests {
             vec![Op::Copy(inside(vec![Step::Decode(codec::Format::Xz, 1 << 60)]), 9)],
             vec![Op::Copy(Source { content: 77, steps: vec![] }, 9)],
             vec![Op::Content(99)],
-            vec![Op::Encode(Settings::Lz4Legacy { level: 9 }, Recipe { skeleton: None, ops: vec![leaf(1 << 30)] })],
+            vec![Op::Encode(
+                Settings::Lz4Legacy { level: 9 },
+                Recipe { skeleton: None, ops: vec![leaf(1 << 30)] },
+            )],
             vec![Op::Encode(Settings::Deflate(vec![0xff; 40]), honest)],
             vec![],
         ];

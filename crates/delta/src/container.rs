@@ -117,7 +117,9 @@ fn inside(bytes: &[u8], depth: u32, budget: &mut Budget<'_>) -> Node {
 impl Piece {
     pub(crate) fn length(&self) -> usize {
         match self {
-            Self::Frame { length } | Self::Member { length, .. } | Self::Stream { length, .. } => *length,
+            Self::Frame { length } | Self::Member { length, .. } | Self::Stream { length, .. } => {
+                *length
+            }
         }
     }
 }
@@ -288,26 +290,33 @@ fn tar(bytes: &[u8], most: usize) -> Option<Vec<Part>> {
 
 /// zip and jar: deflated and stored members, by their local headers.
 fn zip(bytes: &[u8], most: usize) -> Option<Vec<Part>> {
-    let u16_at = |at: usize| Some(usize::from(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?)));
-    let u32_at = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize);
+    let u16_at =
+        |at: usize| Some(usize::from(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?)));
+    let u32_at =
+        |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize);
     let mut parts = Vec::new();
     let mut at = 0usize;
     // Sizes may stand behind the data only; then the central directory knows them.
-    let end = (0..bytes.len().min(65_600)).map(|back| bytes.len() - back).find(|&at| {
-        bytes.get(at..at + 4) == Some(b"PK\x05\x06")
-    })?;
+    let end = (0..bytes.len().min(65_600))
+        .map(|back| bytes.len() - back)
+        .find(|&at| bytes.get(at..at + 4) == Some(b"PK\x05\x06"))?;
     let mut entry = u32_at(end + 16)?;
     while bytes.get(entry..entry.checked_add(4)?) == Some(b"PK\x01\x02") && parts.len() < most {
         let (method, size) = (u16_at(entry + 10)?, u32_at(entry + 20)?);
-        let (name, extra, comment) = (u16_at(entry + 28)?, u16_at(entry + 30)?, u16_at(entry + 32)?);
+        let (name, extra, comment) =
+            (u16_at(entry + 28)?, u16_at(entry + 30)?, u16_at(entry + 32)?);
         let local = u32_at(entry + 42)?;
         let text = bytes.get(entry + 46..entry + 46 + name)?;
-        let from = local.checked_add(30)?.checked_add(u16_at(local.checked_add(26)?)?)?.checked_add(u16_at(local + 28)?)?;
+        let from = local
+            .checked_add(30)?
+            .checked_add(u16_at(local.checked_add(26)?)?)?
+            .checked_add(u16_at(local + 28)?)?;
         let to = from.checked_add(size)?;
         if size > 0 && from >= at && to <= bytes.len() {
             match method {
                 0 => parts.push(Part::member(from, to, text)),
-                8 => parts.push(Part { name: text.to_vec(), ..Part::stream(from, to, Format::Deflate) }),
+                8 => parts
+                    .push(Part { name: text.to_vec(), ..Part::stream(from, to, Format::Deflate) }),
                 _ => {}
             }
             at = to;
@@ -337,7 +346,8 @@ fn png(bytes: &[u8]) -> Option<Vec<Part>> {
 
 /// A bzImage (Documentation/arch/x86/boot.rst): its payload.
 fn kernel(bytes: &[u8]) -> Option<Vec<Part>> {
-    let number = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize);
+    let number =
+        |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize);
     let setup = (usize::from(*bytes.get(0x1f1)?) + 1) * 512;
     let from = setup.checked_add(number(0x248)?)?;
     let to = from.checked_add(number(0x24c)?)?;
@@ -395,8 +405,15 @@ mod tests {
         let mut cpio = Vec::new();
         for name in ["a", "TRAILER!!!"] {
             cpio.extend_from_slice(
-                format!("070701{}{:08x}{}{:08x}{:08x}", "0".repeat(48), 300, "0".repeat(32), name.len() + 1, 0)
-                    .as_bytes(),
+                format!(
+                    "070701{}{:08x}{}{:08x}{:08x}",
+                    "0".repeat(48),
+                    300,
+                    "0".repeat(32),
+                    name.len() + 1,
+                    0
+                )
+                .as_bytes(),
             );
             cpio.extend_from_slice(name.as_bytes());
             cpio.push(0);
@@ -411,7 +428,8 @@ mod tests {
         let mut tar = vec![b'0'; 2048];
         tar[257..262].copy_from_slice(b"ustar");
         let png = b"\x89PNG\r\n\x1a\n\xff\xff\xff\xffIDAT12345678".to_vec();
-        let ar = b"!<arch>\nname            0           0     0     100644  99999999  `\n1234".to_vec();
+        let ar =
+            b"!<arch>\nname            0           0     0     100644  99999999  `\n1234".to_vec();
         for seed in [cpio, kernel, zip, tar, png, ar, gzip(b"hello hello hello hello")] {
             for at in 0..seed.len().min(700) {
                 for value in [0, 1, 0x7f, 0xff, b'9'] {

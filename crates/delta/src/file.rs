@@ -75,7 +75,8 @@ pub(crate) fn read(bytes: &[u8]) -> Result<(Header, Vec<&[u8]>), FileError> {
     }
     let digest = |at: usize| ReleaseDigest(bytes[at..at + 32].try_into().expect("32 bytes"));
     let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
-    let header = Header { from: digest(8), to: digest(40), manifest: number(72), index: number(80) };
+    let header =
+        Header { from: digest(8), to: digest(40), manifest: number(72), index: number(80) };
     if header.manifest > MAX_MANIFEST || header.index > MAX_INDEX {
         return Err(FileError::Large);
     }

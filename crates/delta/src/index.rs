@@ -338,7 +338,8 @@ mod tests {
                 Op::Encode(Settings::Deflate(vec![1, 2, 3]), Recipe::default()),
             ],
         };
-        let entries = vec![Entry { content: 5, recipe: recipe.clone() }, Entry { content: 2, recipe }];
+        let entries =
+            vec![Entry { content: 5, recipe: recipe.clone() }, Entry { content: 2, recipe }];
         vec![
             Group { memory: 1 << 33, late: true, log: 20, base_types: 9, entries },
             Group { log: 14, ..Group::default() },

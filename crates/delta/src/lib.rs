@@ -1,5 +1,7 @@
 //! Deltas between two releases that see inside compressed files.
 
+#![forbid(unsafe_code)]
+
 mod address;
 mod apply;
 mod blob;
@@ -15,9 +17,9 @@ mod manifest;
 mod source;
 
 pub use apply::{Applied, ApplyError, Delta, Left, Limits, Offer, Sink, header};
-pub use file::{FileError, Header, MAGIC};
-pub use source::{Contents, SourceError};
 #[cfg(feature = "make")]
 pub use container::Limits as ContainerLimits;
+pub use file::{FileError, Header, MAGIC};
 #[cfg(feature = "make")]
 pub use make::{GroupReport, MakeError, MakeLimits, Report, make};
+pub use source::{Contents, SourceError};

@@ -126,28 +126,40 @@ pub fn make(
     let (old_paths, new_paths) = (paths(&old, &old_set), paths(&new, &new_set));
 
     // Old contents that vanish: what changed ones are made of.
-    let vanished: Vec<u32> =
-        (0..old_table.len() as u32).filter(|&n| !new_set.contains_key(&old_table[n as usize].0)).collect();
-    let walks = parallel(limits.threads, &vanished, || Reader::new(contents, &old_table), |reader, &number| {
-        let bytes = reader.content(number)?;
-        reader.forget();
-        let node = container::walk(&bytes, &limits.container, false, &|_| false);
-        Ok(draft::old_leaves(number, &old_paths[number as usize], &bytes, &node))
-    })?;
+    let vanished: Vec<u32> = (0..old_table.len() as u32)
+        .filter(|&n| !new_set.contains_key(&old_table[n as usize].0))
+        .collect();
+    let walks = parallel(
+        limits.threads,
+        &vanished,
+        || Reader::new(contents, &old_table),
+        |reader, &number| {
+            let bytes = reader.content(number)?;
+            reader.forget();
+            let node = container::walk(&bytes, &limits.container, false, &|_| false);
+            Ok(draft::old_leaves(number, &old_paths[number as usize], &bytes, &node))
+        },
+    )?;
     let old_leaves = OldLeaves::new(walks.into_iter().flatten());
 
-    let changed: Vec<u32> =
-        (0..new_table.len() as u32).filter(|&n| !old_set.contains_key(&new_table[n as usize].0)).collect();
+    let changed: Vec<u32> = (0..new_table.len() as u32)
+        .filter(|&n| !old_set.contains_key(&new_table[n as usize].0))
+        .collect();
     // Largest first, so that the last thread is not left alone with a big one.
     let mut order = changed.clone();
     order.sort_by_key(|&n| std::cmp::Reverse(new_table[n as usize].1));
     let known = |bytes: &[u8]| new_set.contains_key(&verity::content_digest(bytes));
-    let mut drafts = parallel(limits.threads, &order, || Reader::new(contents, &new_table), |reader, &number| {
-        let bytes = reader.content(number)?;
-        reader.forget();
-        let node = container::walk(&bytes, &limits.container, true, &known);
-        Ok((number, draft::draft(&new_paths[number as usize], &bytes, &node)))
-    })?;
+    let mut drafts = parallel(
+        limits.threads,
+        &order,
+        || Reader::new(contents, &new_table),
+        |reader, &number| {
+            let bytes = reader.content(number)?;
+            reader.forget();
+            let node = container::walk(&bytes, &limits.container, true, &known);
+            Ok((number, draft::draft(&new_paths[number as usize], &bytes, &node)))
+        },
+    )?;
     drafts.sort_by(|a, b| {
         let (a, b) = (&new_paths[a.0 as usize], &new_paths[b.0 as usize]);
         matching::file_name(a).cmp(matching::file_name(b)).then(a.cmp(b))
@@ -185,12 +197,19 @@ pub fn make(
         jobs.sort_by_key(|&at| std::cmp::Reverse(leaves[at].bytes.len()));
         jobs
     };
-    let aligned = parallel(limits.threads, &jobs, || Reader::new(contents, &old_table), |reader, &at| {
-        let Choice::Against(source) = &choices[at] else { return Ok((at, Alignment::default())) };
-        let old = reader.bytes(source)?;
-        reader.forget();
-        Ok((at, alignment(&old, &leaves[at].bytes, base_types)))
-    })?;
+    let aligned = parallel(
+        limits.threads,
+        &jobs,
+        || Reader::new(contents, &old_table),
+        |reader, &at| {
+            let Choice::Against(source) = &choices[at] else {
+                return Ok((at, Alignment::default()));
+            };
+            let old = reader.bytes(source)?;
+            reader.forget();
+            Ok((at, alignment(&old, &leaves[at].bytes, base_types)))
+        },
+    )?;
     let mut alignments: HashMap<usize, Alignment> = aligned.into_iter().collect();
     report.seconds[1] = clock.elapsed().as_secs_f64();
 
@@ -214,12 +233,23 @@ pub fn make(
         work.push(Mutex::new(part));
     }
     let numbers: Vec<usize> = (0..groups.len()).collect();
-    let coded = parallel(limits.threads, &numbers, || (), |(), &at| {
-        let (kind, members) = &groups[at];
-        let alignments = std::mem::take(&mut *work[at].lock().expect("no thread panics"));
-        let coding = Coding { leaves: &leaves, choices: &choices, base_types };
-        coding.group(*kind, members, alignments, &mut Reader::new(contents, &old_table), &old_leaves)
-    })?;
+    let coded = parallel(
+        limits.threads,
+        &numbers,
+        || (),
+        |(), &at| {
+            let (kind, members) = &groups[at];
+            let alignments = std::mem::take(&mut *work[at].lock().expect("no thread panics"));
+            let coding = Coding { leaves: &leaves, choices: &choices, base_types };
+            coding.group(
+                *kind,
+                members,
+                alignments,
+                &mut Reader::new(contents, &old_table),
+                &old_leaves,
+            )
+        },
+    )?;
     let (short_old, short_new) = (manifest::shorten(old_manifest), manifest::shorten(new_manifest));
     let mut streams = vec![manifest_stream(&short_old, &short_new), Vec::new()];
     let mut index_groups = Vec::new();
@@ -340,7 +370,8 @@ impl Coding<'_> {
         reader: &mut Reader<'_>,
         old_leaves: &OldLeaves,
     ) -> Result<Coded, MakeError> {
-        let mut group = Group { log: LOG, late: kind == 4, base_types: self.base_types, ..Group::default() };
+        let mut group =
+            Group { log: LOG, late: kind == 4, base_types: self.base_types, ..Group::default() };
         let mut coder = BlobCoder::new(u32::from(LOG));
         let mut encoder = Encoder::new();
         let mut largest = Vec::new();
@@ -360,8 +391,8 @@ impl Coding<'_> {
                 result.expect("what was aligned here fits");
             }
             largest.push((content.path.clone(), content.size, (encoder.written() - before) as u64));
-            let memory =
-                MODEL_MEMORY + content.draft.memory(content.size, self.leaves, self.choices, old_leaves);
+            let memory = MODEL_MEMORY
+                + content.draft.memory(content.size, self.leaves, self.choices, old_leaves);
             group.memory = group.memory.max(memory);
             let recipe = content.draft.recipe(self.leaves, self.choices);
             group.entries.push(Entry { content: content.number, recipe });
@@ -396,4 +427,3 @@ fn parallel<J: Sync, S, R: Send>(
     results.sort_by_key(|r| r.0);
     results.into_iter().map(|r| r.1).collect()
 }
-

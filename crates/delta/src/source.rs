@@ -17,7 +17,6 @@ pub trait Contents: Sync {
     fn read(&self, digest: &ContentDigest) -> io::Result<Option<Vec<u8>>>;
 }
 
-
 /// Why old bytes could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
@@ -82,7 +81,8 @@ impl<'a> Reader<'a> {
     pub(crate) fn bytes(&mut self, source: &Source) -> Result<Arc<Vec<u8>>, SourceError> {
         let inside = || SourceError::Inside { number: source.content };
         // Start behind the last stream that is open already.
-        let opened = source.steps.iter().rposition(|s| matches!(s, Step::Decode(..))).map_or(0, |at| at + 1);
+        let opened =
+            source.steps.iter().rposition(|s| matches!(s, Step::Decode(..))).map_or(0, |at| at + 1);
         let key = Source { content: source.content, steps: source.steps[..opened].to_vec() };
         let mut bytes = match &self.opened {
             Some((known, bytes)) if *known == key => bytes.clone(),

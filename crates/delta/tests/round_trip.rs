@@ -57,10 +57,15 @@ fn manifest(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
                 paths.push(dir);
             }
         }
-        let kind = Kind::Regular { size: bytes.len() as u64, digest: verity::content_digest(bytes) };
+        let kind =
+            Kind::Regular { size: bytes.len() as u64, digest: verity::content_digest(bytes) };
         entries.push(Entry { path, kind, meta: meta.clone() });
     }
-    entries.extend(paths.into_iter().map(|path| Entry { path, kind: Kind::Directory, meta: meta.clone() }));
+    entries.extend(paths.into_iter().map(|path| Entry {
+        path,
+        kind: Kind::Directory,
+        meta: meta.clone(),
+    }));
     Manifest::from_entries(entries).unwrap().to_text()
 }
 
@@ -68,7 +73,8 @@ const ANY: Limits = Limits { memory: u64::MAX, threads: 2 };
 
 fn make(old: &Files, new: &Files) -> (Vec<u8>, Report) {
     let both: Files = old.iter().chain(new).cloned().collect();
-    varve_delta::make(&manifest(old), &manifest(new), &Store::of(&both), MakeLimits::default()).unwrap()
+    varve_delta::make(&manifest(old), &manifest(new), &Store::of(&both), MakeLimits::default())
+        .unwrap()
 }
 
 /// Makes, applies, checks every content; returns the delta.
@@ -209,7 +215,8 @@ fn tar(members: &[(&str, &[u8])]) -> Vec<u8> {
 fn ar(members: &[(&str, &[u8])]) -> Vec<u8> {
     let mut out = b"!<arch>\n".to_vec();
     for (name, bytes) in members {
-        write!(out, "{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, 100644, bytes.len()).unwrap();
+        writeln!(out, "{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`", 0, 0, 0, 100644, bytes.len())
+            .unwrap();
         out.extend_from_slice(bytes);
         if out.len() % 2 == 1 {
             out.push(b'\n');
@@ -318,13 +325,20 @@ fn an_initrd_costs_next_to_nothing_beside_its_files() {
     };
     let (module_a, tool_a, initrd_a) = version(1);
     let (module_b, tool_b, initrd_b) = version(2);
-    let old: Files = vec![("lib/6.1-50/m.ko.xz", module_a), ("tool", tool_a), ("boot/initrd-6.1-50", initrd_a)];
-    let new: Files =
-        vec![("lib/6.1-56/m.ko.xz", module_b.clone()), ("tool", tool_b.clone()), ("boot/initrd-6.1-56", initrd_b)];
+    let old: Files =
+        vec![("lib/6.1-50/m.ko.xz", module_a), ("tool", tool_a), ("boot/initrd-6.1-50", initrd_a)];
+    let new: Files = vec![
+        ("lib/6.1-56/m.ko.xz", module_b.clone()),
+        ("tool", tool_b.clone()),
+        ("boot/initrd-6.1-56", initrd_b),
+    ];
     let initrd = new[2].1.len();
     let whole = round_trip(&old, &new).len();
     let without = round_trip(&old[..2].to_vec(), &new[..2].to_vec()).len();
-    assert!(whole < without + initrd / 20, "{whole} with the initrd of {initrd}, {without} without");
+    assert!(
+        whole < without + initrd / 20,
+        "{whole} with the initrd of {initrd}, {without} without"
+    );
 }
 
 #[test]
@@ -333,7 +347,10 @@ fn new_and_moved_contents_and_empty_pairs() {
     let same = round_trip(&old, &old.clone());
     assert!(same.len() < 400, "{}", same.len());
     // What was compressed stands open now, under another name.
-    let delta = round_trip(&old, &vec![("c", text(5, 500)), ("d", b"quite new".to_vec()), ("e", Vec::new())]);
+    let delta = round_trip(
+        &old,
+        &vec![("c", text(5, 500)), ("d", b"quite new".to_vec()), ("e", Vec::new())],
+    );
     assert!(delta.len() < 700, "{}", delta.len());
     round_trip(&Vec::new(), &vec![("only", text(3, 200))]);
 }

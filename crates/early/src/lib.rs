@@ -19,7 +19,7 @@
 //! plain one. What cannot be put together is passed over for the next choice; a machine
 //! that holds no `/varve` boots plainly.
 //!
-//! Nothing here prints or reads the environment: [`Boot`] says where things are, and the
+//! Nothing here prints or reads the environment: `Machine` says where things are, and the
 //! answer says what happened. Callers: the `varve-boot` binary, the tests.
 
 #![forbid(unsafe_code)]

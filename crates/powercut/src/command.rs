@@ -193,7 +193,15 @@ fn once(
     let deep = Deep { origins: arguments.deep, states: arguments.deep_states };
     say!(
         "{:<20} {:<27} {:>7} {:>8} {:>7} {:>6} {:>6} {:>8} {:>7}",
-        "scenario", "file system", "flushes", "written", "states", "deep", "fs", "failing", "time"
+        "scenario",
+        "file system",
+        "flushes",
+        "written",
+        "states",
+        "deep",
+        "fs",
+        "failing",
+        "time"
     );
     for scenario in scenarios {
         for fs in file_systems {
@@ -311,12 +319,14 @@ fn faults(
             }
             for (step, passed) in steps {
                 let scratch = fresh(Path::new(PLACE))?;
-                let case = Case {
-                    known: &known,
-                    ..case(arguments, &**scenario, fs, &scratch, until)
-                };
+                let case =
+                    Case { known: &known, ..case(arguments, &**scenario, fs, &scratch, until) };
                 let verdict = varve_powercut::faults::try_step(
-                    &case, &step, passed, arguments.states, arguments.seed,
+                    &case,
+                    &step,
+                    passed,
+                    arguments.states,
+                    arguments.seed,
                 )?;
                 let noticed = match verdict.states {
                     Some(states) => format!("noticed after {states} states"),

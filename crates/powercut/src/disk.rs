@@ -32,12 +32,36 @@ pub struct FileSystem {
 }
 
 const EXT4: &[&str] = &[
-    "mkfs.ext4", "-q", "-F", "-b", "4096", "-J", "size=8", "-N", "16384", "-m", "0", "-E",
+    "mkfs.ext4",
+    "-q",
+    "-F",
+    "-b",
+    "4096",
+    "-J",
+    "size=8",
+    "-N",
+    "16384",
+    "-m",
+    "0",
+    "-E",
     "lazy_itable_init=0,lazy_journal_init=0,nodiscard",
 ];
 const EXT4_FAST_COMMIT: &[&str] = &[
-    "mkfs.ext4", "-q", "-F", "-b", "4096", "-J", "size=8", "-N", "16384", "-m", "0", "-E",
-    "lazy_itable_init=0,lazy_journal_init=0,nodiscard", "-O", "fast_commit",
+    "mkfs.ext4",
+    "-q",
+    "-F",
+    "-b",
+    "4096",
+    "-J",
+    "size=8",
+    "-N",
+    "16384",
+    "-m",
+    "0",
+    "-E",
+    "lazy_itable_init=0,lazy_journal_init=0,nodiscard",
+    "-O",
+    "fast_commit",
 ];
 const E2FSCK: &[&str] = &["e2fsck", "-f", "-n"];
 

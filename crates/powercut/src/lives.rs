@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use varve_agent::choose::Wish;
+use varve_agent::config::HealthCheck;
 use varve_agent::device::{Device, Writer};
 use varve_agent::health::{Outcome, Verdict};
 use varve_agent::history::{self, Event as Happened, Line};
@@ -25,7 +26,6 @@ use varve_agent::init::{Init, init};
 use varve_agent::lifecycle::{self, AfterBoot};
 use varve_agent::observe::Observed;
 use varve_agent::upgrade::{self, Prepared};
-use varve_agent::config::HealthCheck;
 use varve_agent::{collect, merge, selection};
 use varve_format::deployment::Stack;
 use varve_publish::Role;
@@ -207,7 +207,8 @@ fn upgrade(
 }
 
 fn mark_trust(store: &Store, mark: Mark<'_>) -> Result<(), String> {
-    for (role, version) in ["root", "timestamp", "snapshot", "targets"].iter().zip(trusted(store)?) {
+    for (role, version) in ["root", "timestamp", "snapshot", "targets"].iter().zip(trusted(store)?)
+    {
         mark(format!("{role} {version}"));
     }
     Ok(())
@@ -465,7 +466,8 @@ impl Life {
             findings.push(format!("{} was promoted, and {release} is the latest", name(2)));
         }
         if turned && release != name(1) {
-            findings.push(format!("it was turned back to {}, and {release} is the latest", name(1)));
+            findings
+                .push(format!("it was turned back to {}, and {release} is the latest", name(1)));
         }
         if before.has("confirmed") && (selection.tries.is_some() || !latest.confirmed) {
             findings.push("it was confirmed, and is on trial".to_owned());
@@ -488,7 +490,12 @@ impl Life {
         Ok(findings)
     }
 
-    fn completed(&self, store: &Store, before: &Before, recovery: &Value) -> Result<Vec<Finding>, String> {
+    fn completed(
+        &self,
+        store: &Store,
+        before: &Before,
+        recovery: &Value,
+    ) -> Result<Vec<Finding>, String> {
         let mut findings = Vec::new();
         let lost = lost_space(store)?;
         if !lost.is_empty() {
@@ -504,7 +511,8 @@ impl Life {
         if matches!(self.about, About::Upgrade | About::Finalize | About::Trial) {
             let latest = holds(store, &name(2))?.ok_or("the new release is not there")?;
             let lines = history::read(store.dir()).map_err(words)?;
-            for (event, word) in [(Happened::Upgrade, "upgraded"), (Happened::Confirm, "confirmed")] {
+            for (event, word) in [(Happened::Upgrade, "upgraded"), (Happened::Confirm, "confirmed")]
+            {
                 let told = lines.iter().any(|line| match line {
                     Line::Record(record) => {
                         record.event == Some(event)

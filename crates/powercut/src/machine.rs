@@ -20,22 +20,22 @@ use jiff::Timestamp;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use serde_json::Value;
-use varve_agent::device::{Device, Places, Writer};
 use varve_agent::collect;
+use varve_agent::device::{Device, Places, Writer};
 use varve_agent::history::{self, Line};
 use varve_agent::upgrade::Context;
 use varve_boot::report::BootReport;
 use varve_early::{Machine as Hardware, Outcome};
 use varve_fetch::Patience;
+use varve_format::tree::Kind;
 use varve_format::verity::ContentHasher;
 use varve_format::{ContentDigest, DeploymentName};
-use varve_format::tree::Kind;
 use varve_rootfs::verify::{Contents, verify};
 use varve_rootfs::{Deployment, Store};
-use varve_sys::task::{Cancel, Silent};
+use varve_sys::Dir;
 use varve_sys::cmdline::CommandLine;
 use varve_sys::mountinfo::parse_mountinfo;
-use varve_sys::Dir;
+use varve_sys::task::{Cancel, Silent};
 
 use crate::error::chain;
 use crate::scenario::{Finding, Site};
@@ -79,12 +79,7 @@ impl<'a> Machine<'a> {
 
     /// What the update manager's functions are given.
     pub fn context(&self) -> Context<'_> {
-        Context {
-            now: self.now,
-            progress: &Silent,
-            cancel: &self.cancel,
-            patience: &self.patience,
-        }
+        Context { now: self.now, progress: &Silent, cancel: &self.cancel, patience: &self.patience }
     }
 
     /// The configuration's file; it stands outside, as `/etc` would.
@@ -245,9 +240,7 @@ pub fn whole(store: &Store, deployment: &Deployment) -> Result<(), String> {
     let report = verify(layers, &manifest, Contents::Everything, &Silent, &Cancel::new());
     let report = report.map_err(|error| format!("{name}: {}", words(error)))?;
     match report.differences.first() {
-        Some(first) => Err(format!(
-            "{name}: {first} ({} differences)", report.count
-        )),
+        Some(first) => Err(format!("{name}: {first} ({} differences)", report.count)),
         None => Ok(()),
     }
 }

@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-
 use crate::device::Recorder;
 use crate::disk::{FileSystem, copy_image};
 use crate::error::{Result, RigError};
@@ -167,7 +166,13 @@ impl Case<'_> {
 
     /// Judges about `count` states of a recording, and for `deep` of them about as many
     /// states each of the recovery from it.
-    pub fn judge(&self, recorded: &Recorded, count: usize, deep: Deep, seed: u64) -> Result<Outcome> {
+    pub fn judge(
+        &self,
+        recorded: &Recorded,
+        count: usize,
+        deep: Deep,
+        seed: u64,
+    ) -> Result<Outcome> {
         let started = Instant::now();
         let states = plan(&recorded.log, count, seed);
         let of = states.len();
@@ -186,12 +191,16 @@ impl Case<'_> {
                     })
                 })
                 .collect();
-            threads.into_iter().map(|thread| thread.join().expect("judging catches panics")).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().expect("judging catches panics"))
+                .collect()
         });
         results.into_iter().collect::<Result<()>>()?;
         let failing = total.failing.into_inner().expect("nothing panics while it holds this");
-        let (not_ours, failing) =
-            failing.into_iter().partition(|f: &Failing| !self.fs.keeps_word || f.is_torn_file_system());
+        let (not_ours, failing) = failing
+            .into_iter()
+            .partition(|f: &Failing| !self.fs.keeps_word || f.is_torn_file_system());
         Ok(Outcome {
             tried: total.tried.into_inner(),
             deep: total.deep.into_inner(),
@@ -204,10 +213,15 @@ impl Case<'_> {
     }
 
     /// Judges one state, laid out at `image`, which is changed.
-    pub fn judge_image(&self, image: &Path, site: &Site, before: &Before, check: bool) -> Vec<Finding> {
-        let judged = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            self.judge_mounted(image, site, before)
-        }));
+    pub fn judge_image(
+        &self,
+        image: &Path,
+        site: &Site,
+        before: &Before,
+        check: bool,
+    ) -> Vec<Finding> {
+        let judged =
+            std::panic::catch_unwind(AssertUnwindSafe(|| self.judge_mounted(image, site, before)));
         let mut findings = judged.unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
@@ -303,7 +317,14 @@ impl Worker<'_> {
     }
 
     /// Cuts the recovery from the state at `image`.
-    fn second(&self, image: &Path, before: Before, origin: String, count: usize, seed: u64) -> Result<()> {
+    fn second(
+        &self,
+        image: &Path,
+        before: Before,
+        origin: String,
+        count: usize,
+        seed: u64,
+    ) -> Result<()> {
         let site = self.site();
         let recover = |before: &Before, mark: SharedMark| {
             let recovered = self.case.scenario.recover(&site, before, &*mark);
@@ -327,7 +348,13 @@ impl Worker<'_> {
             || self.case.until.is_some_and(|until| Instant::now() >= until)
     }
 
-    fn failed(&self, state: String, findings: Vec<Finding>, before: &Before, image: &Path) -> Result<()> {
+    fn failed(
+        &self,
+        state: String,
+        findings: Vec<Finding>,
+        before: &Before,
+        image: &Path,
+    ) -> Result<()> {
         let mut failing = Failing { state: state.clone(), findings, kept: None };
         if self.case.first_only && !failing.is_torn_file_system() {
             self.total.stop.store(true, Ordering::Relaxed);
@@ -368,4 +395,3 @@ pub fn replay(file: &Path, scratch: &Path) -> Result<(About, Vec<Finding>)> {
     let findings = case.judge_image(&image, &site, &before, true);
     Ok((about, findings))
 }
-

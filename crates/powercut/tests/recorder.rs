@@ -203,8 +203,7 @@ fn a_missing_fsync_before_a_rename_is_caught_and_the_state_is_kept() {
             // The file holds the disk: another scenario of the same name, which looks for
             // things that are not there, judges it and says so.
             let again = scratch();
-            let (about, findings) =
-                replay(failing.kept.as_ref().unwrap(), again.path()).unwrap();
+            let (about, findings) = replay(failing.kept.as_ref().unwrap(), again.path()).unwrap();
             assert_eq!(about.findings, failing.findings);
             assert_eq!(about.state, failing.state);
             assert!(!findings.is_empty());

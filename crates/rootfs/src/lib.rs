@@ -9,6 +9,8 @@
 //!   state           what outlives releases
 //! ```
 
+#![forbid(unsafe_code)]
+
 pub mod collect;
 mod fold;
 mod layer;

@@ -54,9 +54,9 @@ pub(super) fn unsafe_code() -> Result<Problems> {
 /// Whether a line of code has the keyword; words in comments and strings do not count.
 fn uses_unsafe(line: &str) -> bool {
     let code = line.split("//").next().unwrap_or_default();
-    ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"]
-        .iter()
-        .any(|form| code.find(form).is_some_and(|at| code[..at].matches('"').count() % 2 == 0))
+    ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"].iter().any(|form| {
+        code.find(form).is_some_and(|at| code[..at].matches('"').count().is_multiple_of(2))
+    })
 }
 
 fn is_script(path: &Path, text: &str) -> bool {

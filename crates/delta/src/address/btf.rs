@@ -8,7 +8,12 @@ use super::{Field, Kind};
 
 /// Finds the fields of the BTF section `bytes`, which stands at `offset` of the file.
 /// Types up to `base_types` are those of the kernel itself.
-pub(crate) fn fields(bytes: &[u8], offset: u64, base_types: u32, out: &mut Vec<Field>) -> Option<()> {
+pub(crate) fn fields(
+    bytes: &[u8],
+    offset: u64,
+    base_types: u32,
+    out: &mut Vec<Field>,
+) -> Option<()> {
     let number = |at: usize| -> Option<u32> {
         Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
     };

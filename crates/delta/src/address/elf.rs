@@ -62,23 +62,28 @@ pub(crate) fn anatomy(bytes: &[u8], base_types: u32) -> Option<Anatomy> {
         headers: &headers,
         relocatable,
         fixed: file_type == 2,
-        lowest: headers.iter().filter(|h| h.address > 1 << 12).map(|h| h.address).min().unwrap_or(0),
+        lowest: headers
+            .iter()
+            .filter(|h| h.address > 1 << 12)
+            .map(|h| h.address)
+            .min()
+            .unwrap_or(0),
         highest: headers.iter().map(|h| h.address.saturating_add(h.size)).max().unwrap_or(0),
         base_types,
         fields: Vec::new(),
         targets: Vec::new(),
     };
     if x86 {
-        for at in 0..headers.len() {
-            if headers[at].flags & EXECUTE != 0 && stored(&headers[at]) {
+        for (at, header) in headers.iter().enumerate() {
+            if header.flags & EXECUTE != 0 && stored(header) {
                 scan.code(at);
             }
         }
     }
     scan.targets.sort_unstable();
     scan.targets.dedup();
-    for at in 0..headers.len() {
-        if stored(&headers[at]) && headers[at].flags & EXECUTE == 0 {
+    for (at, header) in headers.iter().enumerate() {
+        if stored(header) && header.flags & EXECUTE == 0 {
             // A table that is not what its section says is left as plain bytes.
             let before = scan.fields.len();
             if scan.data(at).is_none() {
@@ -233,7 +238,9 @@ impl Scan<'_> {
                 Some(())
             }
             (_, b".eh_frame") => self.frames(section),
-            (1 | 6 | 14 | 15 | 16, _) if !self.relocatable && header.flags & WRITE_OR_ALLOCATE != 0 => {
+            (1 | 6 | 14 | 15 | 16, _)
+                if !self.relocatable && header.flags & WRITE_OR_ALLOCATE != 0 =>
+            {
                 self.tables(section)
             }
             _ => Some(()),
@@ -334,7 +341,7 @@ impl Scan<'_> {
         for index in first..past {
             let start = self.targets[index];
             let limit = self.targets.get(index + 1).copied().unwrap_or(u64::MAX);
-            if (start - address) % 4 != 0 {
+            if !(start - address).is_multiple_of(4) {
                 continue;
             }
             let mut entry = start;

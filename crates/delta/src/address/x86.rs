@@ -142,9 +142,21 @@ fn instruction(
         Immediate::Byte => 1,
         Immediate::Word => 2,
         Immediate::Enter => 3,
-        Immediate::Full => if short && !wide { 2 } else { 4 },
+        Immediate::Full => {
+            if short && !wide {
+                2
+            } else {
+                4
+            }
+        }
         Immediate::Wide if wide => 8,
-        Immediate::Wide => if short { 2 } else { 4 },
+        Immediate::Wide => {
+            if short {
+                2
+            } else {
+                4
+            }
+        }
         Immediate::Target => 4,
         Immediate::Address => 8,
     };

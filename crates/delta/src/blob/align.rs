@@ -215,7 +215,10 @@ impl Aligner<'_> {
     fn close(&mut self, start: usize, shift: isize, anchor: usize, next: isize) -> usize {
         let (old, new) = (&self.old.masked, self.new);
         let equal = |at: usize, shift: isize| {
-            usize::try_from(at as isize + shift).ok().and_then(|o| old.get(o)).map(|b| *b == new[at])
+            usize::try_from(at as isize + shift)
+                .ok()
+                .and_then(|o| old.get(o))
+                .map(|b| *b == new[at])
         };
         // How far the old one goes: where twice the equal bytes exceed all by the most.
         let (mut end, mut score, mut best) = (start, 0i64, 0i64);

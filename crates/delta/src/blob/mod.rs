@@ -17,9 +17,9 @@ mod project;
 mod text;
 
 use crate::address::{Anatomy, Field};
+use crate::coder::Coder;
 use crate::coder::model::{Mixed, Tables, hash};
 use crate::coder::number::Numbers;
-use crate::coder::Coder;
 use project::{Guess, Memory, Moved, Projector, SOURCES};
 use text::{Place, Text};
 
@@ -150,7 +150,12 @@ impl BlobCoder {
         if coder.overran() { Err(BadBlocks) } else { Ok(()) }
     }
 
-    fn moved<C: Coder>(&mut self, coder: &mut C, anatomy: &Anatomy, new: &[(u64, u64)]) -> Vec<Moved> {
+    fn moved<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        anatomy: &Anatomy,
+        new: &[(u64, u64)],
+    ) -> Vec<Moved> {
         if anatomy.relocatable {
             return Vec::new();
         }
@@ -195,7 +200,8 @@ impl BlobCoder {
             let gap = self.numbers.code(coder, class::GAP, gap);
             let jump = known.map_or(0, |b| i64::from(b.old) - old_end as i64 - gap as i64);
             let jump = self.numbers.signed(coder, class::JUMP, jump);
-            let length = self.numbers.code(coder, class::LENGTH, known.map_or(0, |b| b.length.into()));
+            let length =
+                self.numbers.code(coder, class::LENGTH, known.map_or(0, |b| b.length.into()));
             let old = (old_end as i64).checked_add(gap as i64).and_then(|o| o.checked_add(jump));
             let old = old.and_then(|o| u64::try_from(o).ok()).ok_or(BadBlocks)?;
             let new = new_end.checked_add(gap).ok_or(BadBlocks)?;
@@ -242,8 +248,7 @@ impl BlobCoder {
                 }
                 run = run.max(end - done);
                 let value = field.read(old.bytes, field.at as usize).unwrap_or(0);
-                let guess =
-                    walk.projector.guess(field, value, (to + at) as u64, &self.lasting);
+                let guess = walk.projector.guess(field, value, (to + at) as u64, &self.lasting);
                 inside.push(Expected { at, field: *field, old: value, guess });
                 next_field += 1;
             }
@@ -259,7 +264,13 @@ impl BlobCoder {
             if hit {
                 truth.copy_from_slice(&expected);
                 for e in &inside {
-                    walk.projector.learn(&e.field, e.old, &e.guess, e.guess.value, &mut self.lasting);
+                    walk.projector.learn(
+                        &e.field,
+                        e.old,
+                        &e.guess,
+                        e.guess.value,
+                        &mut self.lasting,
+                    );
                     let kind = e.field.kind as usize;
                     walk.fields[kind] = walk.fields[kind] << 1 | 1;
                 }
@@ -328,7 +339,9 @@ impl BlobCoder {
             let mask = region - 1;
             let slots = [
                 (history & 0xffff) as usize,
-                (region + (hash(u64::from(expected) | u64::from(before) << 8, 1 + (history & 7)) & mask)) as usize,
+                (region
+                    + (hash(u64::from(expected) | u64::from(before) << 8, 1 + (history & 7))
+                        & mask)) as usize,
                 (2 * region
                     + (hash(
                         u64::from(expected) | u64::from(after) << 8 | u64::from(older) << 16,
@@ -350,7 +363,14 @@ impl BlobCoder {
         }
     }
 
-    fn field<C: Coder>(&mut self, coder: &mut C, walk: &mut Walk<'_>, e: &Expected, at: usize, new: &mut [u8]) {
+    fn field<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        walk: &mut Walk<'_>,
+        e: &Expected,
+        at: usize,
+        new: &mut [u8],
+    ) {
         let kind = e.field.kind as usize;
         let width = usize::from(e.field.width);
         let truth = e.field.read(new, at).unwrap_or(0);
@@ -364,9 +384,11 @@ impl BlobCoder {
         let slots = [
             (past << 8 | (kind * SOURCES + guess.source) as u64) as usize,
             (region + (hash(guess.value, kind as u64) & (region - 1))) as usize,
-            (2 * region + (hash(before, (kind * SOURCES + guess.source) as u64) & (region - 1))) as usize,
-            (3 * region + (hash(walk.history & 0xff, (kind * SOURCES + guess.source) as u64) & (region - 1)))
+            (2 * region + (hash(before, (kind * SOURCES + guess.source) as u64) & (region - 1)))
                 as usize,
+            (3 * region
+                + (hash(walk.history & 0xff, (kind * SOURCES + guess.source) as u64)
+                    & (region - 1))) as usize,
         ];
         let select = kind * SOURCES + guess.source;
         let hit = self.field_hits.code(&self.tables, coder, hit, &slots, select);
@@ -382,11 +404,15 @@ impl BlobCoder {
             if width == 8 {
                 let far = change.unsigned_abs() >= 1 << 40;
                 let far = self.numbers.code(coder, class::MOVED + 1, u64::from(far));
-                if far == 1 { coder.raw(truth, 64) } else {
+                if far == 1 {
+                    coder.raw(truth, 64)
+                } else {
                     guess.value.wrapping_add(self.numbers.signed(coder, class::FIELD + kind, change) as u64)
                 }
             } else {
-                guess.value.wrapping_add(self.numbers.signed(coder, class::FIELD + kind, change) as u64)
+                guess
+                    .value
+                    .wrapping_add(self.numbers.signed(coder, class::FIELD + kind, change) as u64)
             }
         };
         new[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);

@@ -190,11 +190,7 @@ impl<'a> Projector<'a> {
         };
         let class = if matches!(field.kind, Offset) { field.base } else { 0 };
         let key = hash(target, class + 1);
-        let bias = if matches!(field.kind, Offset) {
-            self.bias[bias_at(kind, field)].0
-        } else {
-            0
-        };
+        let bias = if matches!(field.kind, Offset) { self.bias[bias_at(kind, field)].0 } else { 0 };
         let plain = self.address(target).wrapping_sub(base);
         let (value, source) = match self.seen.get(key) {
             Some(seen) => (seen.wrapping_sub(base), 1),
@@ -208,7 +204,8 @@ impl<'a> Projector<'a> {
         let kind = field.kind as u64;
         let key = hash(value, 100 + kind);
         let memory = if field.kind.outlives_file() { lasting } else { &self.seen };
-        let near = |shift: u32| memory.get(hash(value >> shift, 200 + kind * 32 + u64::from(shift)));
+        let near =
+            |shift: u32| memory.get(hash(value >> shift, 200 + kind * 32 + u64::from(shift)));
         let found = memory.get(key).map(|v| (v, 1));
         let found = found.or_else(|| near(4).map(|d| (value.wrapping_add(d), 2)));
         let found = found.or_else(|| near(9).map(|d| (value.wrapping_add(d), 3)));
@@ -280,7 +277,12 @@ fn bias_at(kind: usize, field: &Field) -> usize {
 
 /// The old content as [`targets`] has it, each where the blocks say it went.
 #[cfg(feature = "make")]
-pub(crate) fn projected(old: &[u8], anatomy: &Anatomy, blocks: &[Block], moved: &[(u64, u64)]) -> Vec<u8> {
+pub(crate) fn projected(
+    old: &[u8],
+    anatomy: &Anatomy,
+    blocks: &[Block],
+    moved: &[(u64, u64)],
+) -> Vec<u8> {
     let moved = moved.iter().map(|&(offset, address)| Moved { offset, address }).collect();
     let projector = Projector::new(anatomy, blocks, moved);
     targets(old, anatomy, |target| projector.address(target))

@@ -70,18 +70,20 @@ impl Text {
                 return;
             }
             let before = Before::of(new, at);
-            let orders = [
-                0,
-                before.last(1),
-                before.last(2),
-                before.last(3),
-                before.last(4),
-                before.last(6),
-            ];
+            let orders =
+                [0, before.last(1), before.last(2), before.last(3), before.last(4), before.last(6)];
             let candidate = self.matched.and_then(|m| self.history.get(m).copied());
             let confidence = self.length.min(LONGEST);
             let select = if candidate.is_some() { 1 } else { 0 };
-            let byte = self.byte(tables, coder, new[at], &orders, (candidate, confidence), (None, 0), select);
+            let byte = self.byte(
+                tables,
+                coder,
+                new[at],
+                &orders,
+                (candidate, confidence),
+                (None, 0),
+                select,
+            );
             new[at] = byte;
             self.remember(byte, candidate);
         }
@@ -184,8 +186,8 @@ impl Text {
                 let whole = u32::from(candidate?) | 256;
                 (whole >> (8 - at) == node).then_some(whole >> (7 - at) & 1)
             };
-            slots[HASHED] = candidates
-                + agrees(matched.0).map_or(0, |bit| 2 + matched.1 * 2 + bit as usize);
+            slots[HASHED] =
+                candidates + agrees(matched.0).map_or(0, |bit| 2 + matched.1 * 2 + bit as usize);
             slots[HASHED + 1] = candidates
                 + 256
                 + agrees(shifted.0).map_or(0, |bit| 2 + shifted.1 * 2 + bit as usize);

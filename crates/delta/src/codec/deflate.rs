@@ -4,14 +4,15 @@
 use super::Decoded;
 
 pub(super) fn decode(bytes: &[u8], limit: usize) -> Option<Decoded> {
-    use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
     use miniz_oxide::inflate::TINFLStatus;
+    use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
     let mut state = Box::new(DecompressorOxide::new());
     let mut plain = vec![0; (bytes.len().saturating_mul(4)).clamp(1 << 12, limit.max(1 << 12))];
     let (mut read, mut written) = (0, 0);
     loop {
         let flags = inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-        let (status, took, made) = decompress(&mut state, &bytes[read..], &mut plain, written, flags);
+        let (status, took, made) =
+            decompress(&mut state, &bytes[read..], &mut plain, written, flags);
         read += took;
         written += made;
         match status {
@@ -52,7 +53,8 @@ fn checksum(corrections: &[u8], plain: &[u8]) -> [u8; 4] {
 pub(super) fn corrections(stream: &[u8], plain: &[u8]) -> Option<Vec<u8>> {
     let limit = plain.len() + 1024;
     let found = std::panic::catch_unwind(|| {
-        let (result, text) = preflate_rs::preflate_whole_deflate_stream(stream, false, limit).ok()?;
+        let (result, text) =
+            preflate_rs::preflate_whole_deflate_stream(stream, false, limit).ok()?;
         let whole = text.text() == plain && result.compressed_size == stream.len();
         whole.then_some(result.corrections)
     });

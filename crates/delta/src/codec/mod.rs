@@ -34,7 +34,9 @@ pub(crate) enum Format {
 
 impl Format {
     pub(crate) fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Xz, Self::Zstd, Self::Deflate, Self::Lz4Legacy].into_iter().find(|f| *f as u8 == byte)
+        [Self::Xz, Self::Zstd, Self::Deflate, Self::Lz4Legacy]
+            .into_iter()
+            .find(|f| *f as u8 == byte)
     }
 }
 

@@ -14,9 +14,9 @@ pub(crate) trait Coder {
 
     /// Codes the lowest `count` bits of `value`, each as likely as not.
     fn raw(&mut self, value: u64, count: u32) -> u64 {
-        (0..count).rev().fold(0, |all, at| {
-            all << 1 | u64::from(self.bit((value >> at & 1) as u32, 1 << 15))
-        })
+        (0..count)
+            .rev()
+            .fold(0, |all, at| all << 1 | u64::from(self.bit((value >> at & 1) as u32, 1 << 15)))
     }
 }
 

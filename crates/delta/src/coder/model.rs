@@ -31,7 +31,8 @@ impl Slot {
         let count = self.0 & 1023;
         let p22 = (self.0 >> 10) as i32;
         let target = if bit == 1 { (1 << 22) - 1 } else { 0 };
-        let step = ((i64::from(target - p22) * i64::from(tables.rate[count as usize])) >> 16) as i32;
+        let step =
+            ((i64::from(target - p22) * i64::from(tables.rate[count as usize])) >> 16) as i32;
         let p22 = (p22 + step) as u32;
         self.0 = p22 << 10 | if count < limit { count + 1 } else { count };
     }
@@ -111,8 +112,7 @@ impl<const N: usize> Mixer<N> {
     #[inline]
     fn mix(&self, inputs: &[i32; N], select: usize) -> i32 {
         let weights = &self.weights[select];
-        let sum: i64 =
-            inputs.iter().zip(weights).map(|(&x, &w)| i64::from(x) * i64::from(w)).sum();
+        let sum: i64 = inputs.iter().zip(weights).map(|(&x, &w)| i64::from(x) * i64::from(w)).sum();
         ((sum >> 16) as i32).clamp(-2047, 2047)
     }
 

@@ -44,8 +44,8 @@ impl Numbers {
         for at in 0..modelled {
             let context = class * 64 * 16 + length as usize * 16 + (result as usize & 15);
             let bit = (value >> (rest - 1 - at) & 1) as u32;
-            result =
-                result << 1 | u64::from(self.bits.code(&self.tables, coder, bit, &[context], class));
+            result = result << 1
+                | u64::from(self.bits.code(&self.tables, coder, bit, &[context], class));
         }
         let raw = rest - modelled;
         result << raw | coder.raw(value, raw)
@@ -66,8 +66,10 @@ mod tests {
 
     #[test]
     fn numbers_come_back() {
-        let values: Vec<i64> =
-            (0..62).flat_map(|n| [1i64 << n, (1i64 << n) - 1, -(1i64 << n), 0]).map(|v| v / 2).collect();
+        let values: Vec<i64> = (0..62)
+            .flat_map(|n| [1i64 << n, (1i64 << n) - 1, -(1i64 << n), 0])
+            .map(|v| v / 2)
+            .collect();
         let mut encoder = Encoder::new();
         let mut numbers = Numbers::new(2);
         for (at, &value) in values.iter().enumerate() {

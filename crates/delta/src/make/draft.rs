@@ -254,12 +254,21 @@ impl Draft {
     }
 
     /// Bytes of memory that building it takes on a device, beside the model.
-    pub(super) fn memory(&self, size: u64, leaves: &[NewLeaf], choices: &[Choice], old: &OldLeaves) -> u64 {
+    pub(super) fn memory(
+        &self,
+        size: u64,
+        leaves: &[NewLeaf],
+        choices: &[Choice],
+        old: &OldLeaves,
+    ) -> u64 {
         fn streams(plan: &Plan) -> (u64, u64) {
             plan.ops.iter().fold((0, 0), |(held, encoder), build| match build {
                 Build::Encode(settings, plain, inner) => {
                     let (inner_held, inner_encoder) = streams(inner);
-                    (held + plain + inner_held, encoder.max(settings.memory(*plain)).max(inner_encoder))
+                    (
+                        held + plain + inner_held,
+                        encoder.max(settings.memory(*plain)).max(inner_encoder),
+                    )
                 }
                 _ => (held, encoder),
             })

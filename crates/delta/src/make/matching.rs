@@ -72,7 +72,10 @@ impl OldLeaves {
     /// `own`: the contents of the new release.
     pub(super) fn choose(&self, leaf: &NewLeaf, own: &HashMap<ContentDigest, u32>) -> Choice {
         let is_skeleton = leaf.name.ends_with('!') && !leaf.whole;
-        if !leaf.whole && !is_skeleton && let Some(&number) = own.get(&leaf.digest) {
+        if !leaf.whole
+            && !is_skeleton
+            && let Some(&number) = own.get(&leaf.digest)
+        {
             return Choice::Content(number);
         }
         if !is_skeleton && let Some(&at) = self.by_digest.get(&leaf.digest) {
@@ -84,7 +87,8 @@ impl OldLeaves {
                 (old.head == *b"\x7fELF") == leaf.bytes.starts_with(b"\x7fELF") && old.length > 0
             };
             let candidates = self.by_name.get(&key).into_iter().flatten().filter(same_kind);
-            let nearest = candidates.min_by_key(|&&at| self.leaves[at].length.abs_diff(leaf.bytes.len()));
+            let nearest =
+                candidates.min_by_key(|&&at| self.leaves[at].length.abs_diff(leaf.bytes.len()));
             if let Some(&at) = nearest {
                 return Choice::Against(self.leaves[at].source.clone());
             }
