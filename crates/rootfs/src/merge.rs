@@ -9,7 +9,7 @@
 //! the old layers stay for `collect`, once nothing is mounted on them
 //! ```
 //!
-//! The fold itself ([`crate::fold`]) works from the layers alone, since a layer made on the
+//! The fold itself (`fold.rs`) works from the layers alone, since a layer made on the
 //! device has no manifest; where there is one, the result is proved against it. When a
 //! lower part of the stack stays (the range does not reach the base), whiteouts and opaque
 //! marks are kept for it. Caller: the update manager.

@@ -25,7 +25,7 @@ pub(crate) struct Global {
     /// The repository's directory.
     #[arg(short, long, global = true, default_value = ".", value_name = "DIR")]
     pub(crate) repo: PathBuf,
-    /// The directory of the signing keys, one directory for each role [default: <repo>.keys].
+    /// The directory of the signing keys, one directory for each role [default: REPO.keys].
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) keys: Option<PathBuf>,
     /// The directory of the root's keys, which are needed by init and rotate alone [default:
