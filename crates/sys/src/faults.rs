@@ -1,6 +1,6 @@
 //! Safety steps that a test can take out: the proof that the power-cut rig would notice.
 //!
-//! Every sync and atomic rename in [`crate::durable`] asks [`out`] first. In a normal
+//! Every sync and atomic rename in [`crate::durable`] asks `out` first. In a normal
 //! build the answer is a constant `false` and nothing of this is in the program. With the
 //! feature `faults`, which only the rig turns on, each step is known by what it does and
 //! by the line of code that asked for it:
@@ -9,8 +9,8 @@
 //! replace_file.fsync @ crates/agent/src/history.rs:41
 //! ```
 //!
-//! The rig runs a scenario once with [`watch`] to learn which steps it passes, then once
-//! for each of them with the step taken out by [`take_out`].
+//! The rig runs a scenario once with `watch` to learn which steps it passes, then once
+//! for each of them with the step taken out by `take_out`.
 
 #[cfg(feature = "faults")]
 pub use on::{passed, take_out, watch};

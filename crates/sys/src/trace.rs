@@ -1,6 +1,6 @@
 //! What is done to the disk, told to whoever asks: the base of the crash tests.
 //!
-//! Every change that this crate makes passes through [`emit`]. A test installs a
+//! Every change that this crate makes passes through `emit`. A test installs a
 //! listener, runs real code on a real directory, and from the events builds each state
 //! that a power cut could have left: what was synced, with or without what was not.
 //! Without a listener an event costs one load of an atomic.
