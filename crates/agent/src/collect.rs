@@ -119,6 +119,8 @@ mod tests {
     fn deployment(n: u8, pinned: bool) -> Deployment {
         let record = DeploymentRecord {
             format: FORMAT,
+            own: Vec::new(),
+            title: String::new(),
             name: format!("d{n}").parse().unwrap(),
             created: 0,
             number: n.into(),

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use varve_boot::report::BootReport;
 use varve_format::DeploymentName;
-use varve_format::deployment::{Layout, ReleaseRef, RootMode};
+use varve_format::deployment::{Layout, OwnLayer, ReleaseRef, RootMode};
 use varve_format::selection::Selection;
 use varve_rootfs::Deployment;
 use varve_sys::space::{self, Space};
@@ -82,6 +82,10 @@ pub struct DeploymentStatus {
     pub layout: Layout,
     /// Its layers, newest first, or its tree.
     pub stack: Vec<String>,
+    /// The layers of its user over that, newest first; those that are off too.
+    pub own: Vec<OwnLayer>,
+    /// For people; may be empty.
+    pub title: String,
     /// It was found good once.
     pub confirmed: bool,
     /// Its user keeps it.
@@ -325,6 +329,8 @@ pub fn deployment(deployment: &Deployment) -> DeploymentStatus {
         created: Timestamp::from_second(record.created).unwrap_or(Timestamp::UNIX_EPOCH),
         layout: record.stack.layout(),
         stack,
+        own: record.own.clone(),
+        title: record.title.clone(),
         confirmed: deployment.confirmed,
         pinned: deployment.pinned,
     }

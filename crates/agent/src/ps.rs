@@ -184,7 +184,7 @@ fn deployment_of(
         return Some(named.clone());
     }
     let parts = mount.parts();
-    let stack = |deployment: &Deployment| mounts::stack_parts(&deployment.record.stack);
+    let stack = |deployment: &Deployment| mounts::root_parts(&deployment.record);
     let exact = deployments.iter().filter(|deployment| stack(deployment) == parts);
     let candidates: Vec<_> = exact.collect();
     let candidates = if candidates.is_empty() {

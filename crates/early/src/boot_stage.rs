@@ -133,7 +133,7 @@ fn boot_from(
         format: report::FORMAT,
         deployment: decision.deployment,
         layout: record.stack.layout(),
-        stripped: (record.stack.layers().len().saturating_sub(stack.len())) as u32,
+        stripped: record.height().saturating_sub(stack.len()) as u32,
         stack: stack.iter().map(|path| path.display().to_string()).collect(),
         root_mode,
         reason: decision.reason.code().to_owned(),

@@ -71,6 +71,8 @@ impl Disk {
         self.numbers += 1;
         DeploymentRecord {
             format: FORMAT,
+            own: Vec::new(),
+            title: String::new(),
             name: name.parse().unwrap(),
             created: 0,
             number: self.numbers,

@@ -39,6 +39,33 @@ pub struct DeploymentRecord {
     /// Directories that outlive releases.
     #[serde(default)]
     pub state: Vec<StatePath>,
+    /// The layers of the device's user that lie over the stack, newest first; those that
+    /// are off too, in their places. The deployment's manifest knows nothing of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub own: Vec<OwnLayer>,
+    /// For people: what is special about it; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub title: String,
+}
+
+/// A local layer or an extension in a deployment.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct OwnLayer {
+    /// Name below `layers/`.
+    pub layer: LayerName,
+    /// Whether it is mounted.
+    pub on: bool,
+    /// Why it is off, in words for people; empty: its user switched it off.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
+}
+
+impl OwnLayer {
+    /// A layer that is on.
+    pub fn on(layer: LayerName) -> Self {
+        Self { layer, on: true, why: String::new() }
+    }
 }
 
 /// Which release a deployment is.
@@ -187,6 +214,13 @@ pub struct LayerRecord {
     /// For people; may be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub title: String,
+    /// How it came about, for people, such as `run apt install hello`; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub made_by: String,
+    /// Bytes on the disk of what it holds alone, as it was made; none where that was not
+    /// counted. A list of layers need not walk them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
 }
 
 /// Where a layer comes from.
@@ -241,6 +275,24 @@ impl Stack {
     }
 }
 
+impl LayerKind {
+    /// The user's own: laid over a release, and taken off again.
+    pub fn is_own(self) -> bool {
+        matches!(self, Self::Local | Self::Extension)
+    }
+}
+
+impl std::fmt::Display for LayerKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Base => "base",
+            Self::Update => "update",
+            Self::Local => "local",
+            Self::Extension => "extension",
+        })
+    }
+}
+
 impl std::fmt::Display for Layout {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {
@@ -251,6 +303,26 @@ impl std::fmt::Display for Layout {
 }
 
 impl DeploymentRecord {
+    /// The own layers that are on, newest first.
+    pub fn own_on(&self) -> impl Iterator<Item = &LayerName> {
+        self.own.iter().filter(|own| own.on).map(|own| &own.layer)
+    }
+
+    /// How many directories its root is put together from: own layers that are on, and
+    /// the stack's layers (or its one tree).
+    pub fn height(&self) -> usize {
+        self.own_on().count() + self.stack.layers().len().max(1)
+    }
+
+    /// Every layer (or tree) that it needs, those that are off too.
+    pub fn parts(&self) -> impl Iterator<Item = &LayerName> {
+        let stack = match &self.stack {
+            Stack::Overlay { layers } => &layers[..],
+            Stack::HardLink { tree } => std::slice::from_ref(tree),
+        };
+        self.own.iter().map(|own| &own.layer).chain(stack)
+    }
+
     /// Reads a record.
     pub fn parse(bytes: &[u8]) -> Result<Self, RecordError> {
         let record: Self = toml::from_str(text(bytes)?)?;
@@ -312,6 +384,12 @@ mod tests {
                 path: StateDir::new("/etc").unwrap(),
                 mode: StateMode::Versioned,
             }],
+            own: vec![OwnLayer {
+                layer: "games".parse().unwrap(),
+                on: false,
+                why: "it hides /sbin/init".to_owned(),
+            }],
+            title: "without games".to_owned(),
         };
         let text = record.to_text();
         assert_eq!(DeploymentRecord::parse(text.as_bytes()).unwrap(), record, "{text}");

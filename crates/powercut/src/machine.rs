@@ -324,6 +324,7 @@ pub fn lost_space(store: &Store) -> Result<Vec<String>, String> {
                 used.insert(format!("trees/{tree}"));
             }
         }
+        used.extend(deployment.record.own.iter().map(|own| format!("layers/{}", own.layer)));
         used.insert(format!("deployments/{}", deployment.name()));
     }
     let mut lost = Vec::new();

@@ -138,6 +138,8 @@ fn upgrade(
     let verified =
         timed("verify new contents", || staged.verify(Level::NewContents, &silent, &cancel))?;
     let details = Details {
+        own: Vec::new(),
+        title: String::new(),
         created: 0,
         root_mode: RootMode::ReadOnly,
         release: None,

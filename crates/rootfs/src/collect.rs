@@ -17,7 +17,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::path::Path;
 
-use varve_format::deployment::Stack;
 use varve_format::{ContentDigest, DeploymentName, LayerName};
 use varve_sys::mountinfo::MountEntry;
 use varve_sys::{Dir, SysError, durable};
@@ -85,12 +84,7 @@ pub fn plan(store: &Store, keep: &Keep) -> Result<CollectPlan, StoreError> {
             plan.deployments.push(name.clone());
             continue;
         }
-        match &deployment.record.stack {
-            Stack::Overlay { layers } => used.extend(layers.iter().cloned()),
-            Stack::HardLink { tree } => {
-                used.insert(tree.clone());
-            }
-        }
+        used.extend(deployment.record.parts().cloned());
     }
     let mounted = Mounted::new(&keep.mounts);
     let layers = store.layers()?.items.into_iter().map(|layer| layer.name);

@@ -6,7 +6,10 @@
 //! `nlink`, `uuid`) are left out; a file that has one is copied, because an attribute
 //! belongs to the inode. Whiteouts and opaque marks stay when something is to lie below.
 //!
-//! Caller: merge; the tests, with the kernel's own mount as the judge.
+//! [`copy`] is the same for what is still written to, the top of a running system: each
+//! inode is copied, never linked, and one that changes meanwhile is copied again.
+//!
+//! Callers: merge, own; the tests, with the kernel's own mount as the judge.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -66,6 +69,22 @@ pub enum FoldError {
         /// Which attribute.
         name: String,
     },
+    /// A file is written to all the time.
+    #[error("{path} changes while it is copied; stop what writes to it")]
+    Busy {
+        /// Where.
+        path: TreePath,
+    },
+}
+
+/// How often a file that changes is copied anew before the fold gives up.
+const COPY_TRIES: u32 = 5;
+
+/// Whether the result may share inodes with the layers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum How {
+    Link,
+    Copy,
 }
 
 /// A directory in overlay form that is to be folded.
@@ -89,7 +108,30 @@ pub fn fold(
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> std::result::Result<Counts, FoldError> {
+    run(How::Link, layers, target, to_base, progress, cancel)
+}
+
+/// Copies one directory in overlay form, in use or not, into the empty directory `target`
+/// of any file system, marks and whiteouts kept for what lies below. Nothing is synced.
+pub fn copy(
+    layer: Dir,
+    target: &Dir,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> std::result::Result<Counts, FoldError> {
+    run(How::Copy, vec![Layer { dir: layer, foreign: true }], target, false, progress, cancel)
+}
+
+fn run(
+    how: How,
+    layers: Vec<Layer>,
+    target: &Dir,
+    to_base: bool,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> std::result::Result<Counts, FoldError> {
     let fold = Fold {
+        how,
         to_base,
         foreign: layers.iter().map(|layer| layer.foreign).collect(),
         copies: Mutex::new(HashMap::new()),
@@ -97,8 +139,9 @@ pub fn fold(
         progress,
         cancel,
     };
+    let dirs = layers.into_iter().map(|layer| layer.dir).collect();
     let root = Arc::new(Pair {
-        from: MergedDir::root(layers.into_iter().map(|layer| layer.dir).collect()),
+        from: if to_base { MergedDir::root(dirs) } else { MergedDir::laid_over(dirs) },
         to: target.try_clone()?,
         path: TreePath::root(),
     });
@@ -134,6 +177,7 @@ struct Task {
 }
 
 struct Fold<'a> {
+    how: How,
     to_base: bool,
     foreign: Vec<bool>,
     /// Where the copy of an inode with several names is, below `top`. Held while a copy
@@ -199,7 +243,7 @@ impl Fold<'_> {
             true => Some(self.xattrs(holder, name, layer, &path(), false)?),
             false => None,
         };
-        if own.as_ref().is_none_or(|own| own.dropped == 0) {
+        if self.how == How::Link && own.as_ref().is_none_or(|own| own.dropped == 0) {
             match holder.hard_link(name, &pair.to, name) {
                 Ok(()) => {
                     counts.linked += 1;
@@ -238,9 +282,14 @@ impl Fold<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
-        counts.copied += 1;
         let attributes = attributes(stat, xattrs);
         match stat.file_type() {
+            FileType::RegularFile if self.how == How::Copy => {
+                // Gone since it was listed: it is as if it had been deleted before.
+                if !self.copy_in_use(holder, name, target, &path)? {
+                    return Ok(());
+                }
+            }
             FileType::RegularFile => {
                 let mut file = target.create_file(name, 0o600)?;
                 file.copy_from(&holder.open_file(name)?)?;
@@ -255,10 +304,36 @@ impl Fold<'_> {
                 target.set_attributes(name, &attributes)?;
             }
         }
+        counts.copied += 1;
         if stat.links > 1 {
             copies.insert(inode, path);
         }
         Ok(())
+    }
+
+    /// Copies a file that somebody may write to, until a copy is of one moment. False
+    /// when the file is gone.
+    fn copy_in_use(
+        &self,
+        holder: &Dir,
+        name: &OsStr,
+        target: &Dir,
+        path: &TreePath,
+    ) -> Folded<bool> {
+        for _ in 0..COPY_TRIES {
+            let Some(before) = holder.stat_opt(name)?.filter(Stat::is_file) else {
+                return Ok(false);
+            };
+            let xattrs = self.xattrs(holder, name, 0, path, false)?.kept;
+            let mut file = target.create_file(name, 0o600)?;
+            file.copy_from(&holder.open_file(name)?)?;
+            file.set_attributes(&attributes(&before, &xattrs))?;
+            if holder.stat_opt(name)?.is_some_and(|after| same_moment(&before, &after)) {
+                return Ok(true);
+            }
+            target.unlink(name)?;
+        }
+        Err(FoldError::Busy { path: path.clone() })
     }
 
     /// An inode's attributes without overlayfs's own; an error for one that changes
@@ -287,6 +362,12 @@ impl Fold<'_> {
         }
         Ok(Filtered { dropped: before - kept.len(), kept })
     }
+}
+
+/// Whether nothing was written between two looks. A name that came or went is no writing.
+fn same_moment(before: &Stat, after: &Stat) -> bool {
+    let seen = |stat: &Stat| (stat.inode, stat.size, stat.mtime, stat.ctime);
+    seen(before) == seen(after)
 }
 
 struct Filtered {

@@ -89,6 +89,19 @@ pub struct StagePlan {
     pub(crate) origins: Vec<DeploymentName>,
 }
 
+impl StagePlan {
+    /// Bytes of the contents that the layer or tree holds, each inode once.
+    pub(crate) fn layer_bytes(&self, manifest: &Manifest) -> u64 {
+        let entries = self.shape.write.iter().map(|&at| &manifest.entries()[at as usize]);
+        entries
+            .map(|entry| match entry.kind {
+                Kind::Regular { size, .. } => size,
+                _ => 0,
+            })
+            .sum()
+    }
+}
+
 /// One entry of the manifest that is written.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Step {

@@ -5,6 +5,8 @@
 //!   layout::plan    base deployment + new manifest -> StagePlan (pure data)
 //!   layout::stage   StagePlan -> Staged -> verify -> Verified -> commit -> Deployment
 //!   merge           top layers of a stack -> one new layer -> the record replaced
+//!   own             the user's layers: made, laid over a deployment, taken off
+//!   compose         a directory, an archive, a package -> a layer over a stack
 //!   collect         what no record and no mount names -> gone
 //!   state           what outlives releases
 //! ```
@@ -12,16 +14,20 @@
 #![forbid(unsafe_code)]
 
 pub mod collect;
+pub mod compose;
 mod fold;
 mod layer;
 pub mod layout;
 pub mod locate;
 pub mod merge;
 pub mod mount;
+pub mod own;
 mod pool;
 pub mod reconcile;
 mod report;
+pub mod resolve;
 mod sources;
+pub mod space;
 pub mod stage;
 pub mod state;
 pub mod store;

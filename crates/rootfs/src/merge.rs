@@ -23,7 +23,7 @@ use varve_format::{DeploymentName, LayerName};
 use varve_sys::task::{Cancel, Cancelled, Progress, Unit};
 use varve_sys::{Dir, SysError, durable};
 
-pub use crate::fold::{Counts, FoldError, Layer, fold};
+pub use crate::fold::{Counts, FoldError, Layer, copy, fold};
 use crate::stage::{Part, StageError, begin, or_discard, write_layer_record};
 use crate::store::{Deployment, LAYER_TREE, Store, StoreError};
 use crate::verify::{Contents, Level, Report, VerifyError, verify};
@@ -143,6 +143,8 @@ pub fn merge(
         kind: if to_base { LayerKind::Base } else { newest.kind },
         release: newest.release,
         title: newest.title,
+        made_by: String::new(),
+        size: sizes(store, folded)?,
     };
     let staging = begin(store, name)?;
     let built = build(store, &staging, layers, &range, manifest.as_ref(), level, progress, cancel);
@@ -153,6 +155,15 @@ pub fn merge(
     commit(store, &staging, &record, &new)?;
     let deployment = Deployment { record: new, ..deployment };
     Ok(Merged { deployment, layer: record.name, counts, report })
+}
+
+/// What a fold of these takes at most: the sum of what each was made with.
+fn sizes(store: &Store, layers: &[LayerName]) -> Result<Option<u64>> {
+    let mut sum = Some(0);
+    for name in layers {
+        sum = sum.zip(store.layer(name)?.size).map(|(a, b)| a + b);
+    }
+    Ok(sum)
 }
 
 /// Makes the new layer's directory in the staging, and proves it.
@@ -185,6 +196,7 @@ fn build(
         }
         FoldError::Sys(error) => error.into(),
         FoldError::Cancelled(error) => error.into(),
+        FoldError::Busy { .. } => unreachable!("a fold by links copies nothing in use"),
     })?;
     progress.end();
     let Some(manifest) = manifest else { return Ok((counts, None)) };

@@ -21,8 +21,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use varve_format::TreePath;
 use varve_format::deployment::{DeploymentRecord, ROOT_SLUG, RootMode, Stack, StateDir, StateMode};
+use varve_format::{LayerName, TreePath};
 use varve_sys::mount::{
     self, Access, MountError, Overlay, Reach, Upper, bind_detached, overlay_detached,
     tmpfs_detached,
@@ -137,7 +137,7 @@ pub fn plan(
     record: &DeploymentRecord,
     options: Options,
 ) -> Result<MountPlan, AssembleError> {
-    let stack = stack_paths(&record.stack, options.strip);
+    let stack = root_paths(record, options.strip);
     let layers: Vec<Dir> = stack
         .iter()
         .map(|path| {
@@ -147,7 +147,7 @@ pub fn plan(
         .collect::<Result<_, _>>()?;
 
     // What is tried on a stack that is not the deployment's own stays out of its state.
-    let stripped = stack.len() < record.stack.layers().len();
+    let stripped = stack.len() < record.height();
     let mode = match options.root_mode.unwrap_or(record.root_mode) {
         RootMode::Persistent if stripped => RootMode::Volatile,
         mode => mode,
@@ -192,17 +192,19 @@ fn versioned(record: &DeploymentRecord, slug: &str) -> PathBuf {
     Path::new("state/versioned").join(record.name.as_str()).join(slug)
 }
 
-/// The directories of a stack, relative to `/varve`, newest first.
-fn stack_paths(stack: &Stack, strip: u32) -> Vec<PathBuf> {
-    match stack {
-        Stack::Overlay { layers } => {
-            let strip = usize::try_from(strip).unwrap_or(usize::MAX);
-            let kept = &layers[strip.min(layers.len().saturating_sub(1))..];
-            let path = |name| Path::new("layers").join(name).join(LAYER_TREE);
-            kept.iter().map(|name| path(name.as_str())).collect()
-        }
-        Stack::HardLink { tree } => vec![Path::new("trees").join(tree.as_str())],
+/// The directories that a root is put together from, relative to `/varve`, newest first:
+/// own layers that are on, then the stack. `strip` leaves out so many from the top; the
+/// last always stays.
+pub fn root_paths(record: &DeploymentRecord, strip: u32) -> Vec<PathBuf> {
+    let layer = |name: &LayerName| Path::new("layers").join(name.as_str()).join(LAYER_TREE);
+    let mut paths: Vec<PathBuf> = record.own_on().map(layer).collect();
+    match &record.stack {
+        Stack::Overlay { layers } => paths.extend(layers.iter().map(layer)),
+        Stack::HardLink { tree } => paths.push(Path::new("trees").join(tree.as_str())),
     }
+    let strip = usize::try_from(strip).unwrap_or(usize::MAX);
+    paths.drain(..strip.min(paths.len().saturating_sub(1)));
+    paths
 }
 
 enum Lowers {

@@ -18,7 +18,7 @@
 //! staging is ever swept.
 
 use varve_format::deployment::{
-    DeploymentRecord, FORMAT, LayerRecord, ReleaseRef, RootMode, Stack, StatePath,
+    DeploymentRecord, FORMAT, LayerRecord, OwnLayer, ReleaseRef, RootMode, Stack, StatePath,
 };
 use varve_format::manifest::Manifest;
 use varve_format::release::Kernel;
@@ -77,6 +77,15 @@ pub enum StageError {
         /// How.
         report: Box<Report>,
     },
+    /// A stack that no kernel is trusted to mount.
+    #[error(
+        "the root would be put together from {height} layers; at most {} are",
+        crate::own::MAX_HEIGHT
+    )]
+    TooHigh {
+        /// How many.
+        height: usize,
+    },
     /// The name was taken in the meantime.
     #[error("there is a deployment {name} already")]
     NameTaken {
@@ -122,6 +131,10 @@ pub struct Details {
     pub kernel: Option<Kernel>,
     /// Its state paths.
     pub state: Vec<StatePath>,
+    /// The user's own layers over it, newest first.
+    pub own: Vec<OwnLayer>,
+    /// For people; may be empty.
+    pub title: String,
 }
 
 /// Written, not yet verified, in staging/.
@@ -270,7 +283,7 @@ impl Verified<'_> {
 
         durable::sync_file_system(store.dir())?;
         part.move_into_place(store, staging)?;
-        durable::commit_rename(staging, DEPLOYMENT, store.deployments_dir(), name.as_str())?;
+        commit_deployment(store, staging, &name)?;
 
         // Committed: what is left of the way is for the sweep, if not for now.
         let _ = durable::discard(store.staging(), name.as_str(), store.trash());
@@ -293,8 +306,10 @@ impl Verified<'_> {
             release: details.release,
             kernel: details.kernel,
             state: details.state,
+            own: details.own,
+            title: details.title,
         };
-        let prepared = staging.make_dir(DEPLOYMENT, 0o755)?;
+        let prepared = make_deployment_dir(staging)?;
         Store::write_deployment(&prepared, &record, &manifest.to_text())?;
         if let Some(kind) = plan.layer_kind {
             let layer = LayerRecord {
@@ -304,6 +319,8 @@ impl Verified<'_> {
                 kind,
                 release: record.release.clone(),
                 title: String::new(),
+                made_by: String::new(),
+                size: Some(plan.layer_bytes(manifest)),
             };
             write_layer_record(&staging.open_dir(LAYER)?, &layer)?;
         }
@@ -312,6 +329,20 @@ impl Verified<'_> {
         part.announce(staging)?;
         Ok((record, part))
     }
+}
+
+/// Where a deployment's record and manifest are prepared.
+pub(crate) fn make_deployment_dir(staging: &Dir) -> varve_sys::Result<Dir> {
+    staging.make_dir(DEPLOYMENT, 0o755)
+}
+
+/// The one rename from which on there is a deployment; all of it is durable before.
+pub(crate) fn commit_deployment(
+    store: &Store,
+    staging: &Dir,
+    name: &DeploymentName,
+) -> varve_sys::Result<()> {
+    durable::commit_rename(staging, DEPLOYMENT, store.deployments_dir(), name.as_str())
 }
 
 /// The layer or tree that a staging makes.
@@ -420,9 +451,13 @@ fn uncommitted_part(store: &Store, staging: &Dir) -> Result<Option<Part>> {
     if !moved || !deployments.strange.is_empty() {
         return Ok(None);
     }
-    let names = |deployment: &Deployment| match &deployment.record.stack {
-        Stack::Overlay { layers } => part.is_layer && layers.contains(&part.name),
-        Stack::HardLink { tree } => !part.is_layer && *tree == part.name,
+    let is_tree = |record: &DeploymentRecord| match &record.stack {
+        Stack::Overlay { .. } => false,
+        Stack::HardLink { tree } => *tree == part.name,
+    };
+    let names = |deployment: &Deployment| match part.is_layer {
+        true => deployment.record.parts().any(|name| *name == part.name),
+        false => is_tree(&deployment.record),
     };
     Ok((!deployments.items.iter().any(names)).then_some(part))
 }

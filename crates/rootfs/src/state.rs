@@ -118,7 +118,6 @@ pub fn carry(
     let new = half_made(&to.name);
     versioned.remove_all(&new)?;
     make_versioned(&versioned, &new, to, manifest)?;
-    let (old_stack, new_stack) = (&from.stack, &to.stack);
     let mut reports = Vec::new();
     if let Some(source) = versioned.open_dir_opt(&from.name)? {
         let target = versioned.open_dir(&new)?;
@@ -127,11 +126,11 @@ pub fn carry(
             if old.stat_opt(UPPER)?.is_none() {
                 continue;
             }
-            let to = target.open_dir(&slug)?;
-            to.remove_all(UPPER)?;
-            copy::copy_tree(&old, UPPER, &to, UPPER)?;
-            let (was, is) = (store.stack_dirs(old_stack)?, store.stack_dirs(new_stack)?);
-            reports.extend(reconcile(&to.open_dir(UPPER)?, &path, was, is)?);
+            let beside = target.open_dir(&slug)?;
+            beside.remove_all(UPPER)?;
+            copy::copy_tree(&old, UPPER, &beside, UPPER)?;
+            let (was, is) = (store.root_dirs(from)?, store.root_dirs(to)?);
+            reports.extend(reconcile(&beside.open_dir(UPPER)?, &path, was, is)?);
         }
     }
     durable::sync_file_system(store.dir())?;

@@ -27,7 +27,7 @@ use varve_sys::{Dir, FileType, SysError, durable};
 /// The longest record that is read, in bytes.
 const MAX_RECORD: u64 = 1 << 20;
 const RECORD: &str = "deployment.toml";
-const MANIFEST: &str = "manifest";
+pub(crate) const MANIFEST: &str = "manifest";
 const CONFIRMED: &str = "confirmed";
 const PINNED: &str = "pinned";
 pub(crate) const LAYER_RECORD: &str = "layer.toml";
@@ -321,6 +321,15 @@ impl Store {
         }
     }
 
+    /// The directories that a deployment's root is put together from, newest first: its
+    /// own layers that are on, then its stack.
+    pub fn root_dirs(&self, record: &DeploymentRecord) -> Result<Vec<Dir>> {
+        let mut dirs: Vec<Dir> =
+            record.own_on().map(|name| self.layer_tree(name)).collect::<Result<_>>()?;
+        dirs.extend(self.stack_dirs(&record.stack)?);
+        Ok(dirs)
+    }
+
     /// Whether the deployment was confirmed to work.
     pub fn is_confirmed(&self, name: &DeploymentName) -> Result<bool> {
         Ok(self.deployment_dir(name)?.stat_opt(CONFIRMED)?.is_some())
@@ -364,9 +373,21 @@ impl Store {
         record: &DeploymentRecord,
         manifest: &[u8],
     ) -> Result<()> {
-        dir.create_file(RECORD, 0o644)?.write_all(record.to_text().as_bytes())?;
+        Self::write_record(dir, record)?;
         dir.create_file(MANIFEST, 0o644)?.write_all(manifest)?;
         Ok(())
+    }
+
+    /// Writes a record alone into a directory that is being prepared.
+    pub(crate) fn write_record(dir: &Dir, record: &DeploymentRecord) -> Result<()> {
+        Ok(dir.create_file(RECORD, 0o644)?.write_all(record.to_text().as_bytes())?)
+    }
+
+    /// Gives a layer another title, durably: the old record stands or the new, whole.
+    pub fn set_layer_title(&self, name: &LayerName, title: &str) -> Result<()> {
+        let record = LayerRecord { title: title.to_owned(), ..self.layer(name)? };
+        let dir = self.layers.open_dir(name)?;
+        Ok(durable::replace_file(&dir, LAYER_RECORD, record.to_text().as_bytes(), 0o644)?)
     }
 
     /// The number that the next deployment gets: above all that are here.
@@ -391,7 +412,7 @@ impl Store {
         Ok(stat.filter(|stat| stat.is_file()).map(|stat| stat.size))
     }
 
-    fn deployment_dir(&self, name: &DeploymentName) -> Result<Dir> {
+    pub(crate) fn deployment_dir(&self, name: &DeploymentName) -> Result<Dir> {
         self.deployments
             .open_dir_opt(name)?
             .ok_or_else(|| StoreError::NoDeployment { name: name.clone() })
@@ -474,6 +495,8 @@ mod tests {
     fn record(name: &str, number: u64) -> DeploymentRecord {
         DeploymentRecord {
             format: FORMAT,
+            own: Vec::new(),
+            title: String::new(),
             name: name.parse().unwrap(),
             created: 0,
             number,

@@ -84,6 +84,11 @@ impl MergedDir {
         Self { parts: parts.collect(), cut: false, single }
     }
 
+    /// The same for layers that are laid over others: a single one's marks count too.
+    pub fn laid_over(layers: Vec<Dir>) -> Self {
+        Self { single: false, ..Self::root(layers) }
+    }
+
     /// The layers that share this directory, newest first; its attributes are the first's.
     pub fn parts(&self) -> &[Part] {
         &self.parts

@@ -94,6 +94,8 @@ fn staged(store: &Store, called: &str, tree: &Tree, layout: Layout) -> Deploymen
     }
     let etc = StatePath { path: StateDir::new("/a").unwrap(), mode: StateMode::Versioned };
     let details = Details {
+        own: Vec::new(),
+        title: String::new(),
         created: 1_760_000_000,
         root_mode: RootMode::ReadOnly,
         release: None,

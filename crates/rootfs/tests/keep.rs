@@ -77,6 +77,8 @@ impl Device {
             .iter()
             .map(|(path, mode)| StatePath { path: StateDir::new(path).unwrap(), mode: *mode });
         staged.verify(Level::NewContents, &silent, &cancel)?.commit(Details {
+            own: Vec::new(),
+            title: String::new(),
             created: 0,
             root_mode,
             release: None,

@@ -92,6 +92,8 @@ impl Device {
 
 fn details() -> Details {
     Details {
+        own: Vec::new(),
+        title: String::new(),
         created: 1_760_000_000,
         root_mode: RootMode::Persistent,
         release: None,

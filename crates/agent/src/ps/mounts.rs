@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
-use varve_format::deployment::Stack;
+use varve_format::deployment::{DeploymentRecord, Stack};
 use varve_format::{DeploymentName, LayerName};
 use varve_sys::Dir;
 use varve_sys::mountinfo::{MountEntry, parse_mountinfo};
@@ -44,11 +44,13 @@ impl Part {
 }
 
 /// The parts of a deployment's stack, newest first.
-pub(super) fn stack_parts(stack: &Stack) -> Vec<Part> {
-    match stack {
-        Stack::Overlay { layers } => layers.iter().cloned().map(Part::Layer).collect(),
-        Stack::HardLink { tree } => vec![Part::Tree(tree.clone())],
+pub(super) fn root_parts(record: &DeploymentRecord) -> Vec<Part> {
+    let mut parts: Vec<Part> = record.own_on().cloned().map(Part::Layer).collect();
+    match &record.stack {
+        Stack::Overlay { layers } => parts.extend(layers.iter().cloned().map(Part::Layer)),
+        Stack::HardLink { tree } => parts.push(Part::Tree(tree.clone())),
     }
+    parts
 }
 
 /// One mount.

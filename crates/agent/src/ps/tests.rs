@@ -31,6 +31,8 @@ fn deployment(name: &str, number: u64, layers: &[&str]) -> Deployment {
     let layers = layers.iter().map(|layer| layer.parse().unwrap()).collect();
     let record = DeploymentRecord {
         format: FORMAT,
+        own: Vec::new(),
+        title: String::new(),
         name: name.parse().unwrap(),
         created: 0,
         number,

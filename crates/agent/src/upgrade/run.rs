@@ -231,6 +231,8 @@ fn stage(
         release: Some(plan.release.clone()),
         kernel: record.kernel,
         state: device.config.state.clone(),
+        own: Vec::new(),
+        title: String::new(),
     })?;
     Ok((deployment, files_read))
 }

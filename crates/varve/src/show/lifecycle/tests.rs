@@ -18,6 +18,8 @@ fn deployment(n: u8, confirmed: bool, pinned: bool) -> DeploymentStatus {
         created: "2026-11-23T14:00:00Z".parse().unwrap(),
         layout: Layout::Overlay,
         stack: vec![format!("debian-13.{n}"), "base".to_owned()],
+        own: Vec::new(),
+        title: String::new(),
         confirmed,
         pinned,
     }
