@@ -94,7 +94,8 @@ fn main() {
         both.paths.extend(new.paths.clone());
         both.paths.extend(old.paths.clone());
         let clock = Instant::now();
-        let (delta, report) = varve_delta::make(&from, &to, &both, MakeLimits::default()).unwrap();
+        let (delta, report) =
+            varve_delta::make(&from, &to, &both, MakeLimits::default(), None).unwrap();
         println!(
             "made {} bytes in {:.1?} {:?} {}",
             delta.len(),
@@ -123,7 +124,7 @@ fn main() {
     let opened = Delta::open(&delta, &from).unwrap();
     println!("opened in {:.1?}", clock.elapsed());
     assert_eq!(opened.manifest(), to);
-    let applied = opened.apply(&old, &old, Limits { memory, threads }).unwrap();
+    let applied = opened.apply(&delta, &old, &old, Limits { memory, threads }).unwrap();
     println!("applied in {:.1?}: made {}, {}", clock.elapsed(), applied.made, peak());
     for (digest, size, why) in &applied.left {
         println!("left {size} {why:?} {:?}", new.paths[digest]);

@@ -10,9 +10,11 @@
 //! content is damaged, an encoder differs). All of that is reported, and is to be
 //! fetched another way. What is handed to the sink is right, whatever the delta holds.
 
+use std::collections::HashSet;
 use std::io;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::ops::Range;
+use std::sync::{Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use varve_format::manifest::{Manifest, ManifestError};
 use varve_format::{ContentDigest, ReleaseDigest, verity};
@@ -39,10 +41,30 @@ pub trait Sink: Sync {
     }
 }
 
+/// Gives the streams of the groups, wherever the delta is kept.
+pub trait Streams: Sync {
+    /// These bytes of the delta; nothing if they are not here: then the group is left out.
+    fn read(&self, range: Range<u64>) -> io::Result<Option<Vec<u8>>>;
+}
+
+impl Streams for &[u8] {
+    fn read(&self, range: Range<u64>) -> io::Result<Option<Vec<u8>>> {
+        let at = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        Ok(self.get(at(range.start)..at(range.end)).map(<[u8]>::to_vec))
+    }
+}
+
+impl Streams for Vec<u8> {
+    fn read(&self, range: Range<u64>) -> io::Result<Option<Vec<u8>>> {
+        Streams::read(&&self[..], range)
+    }
+}
+
 /// What applying may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of memory, roughly: groups that state more are left out. `u64::MAX`: any.
+    /// Bytes of memory, by what the groups state: those that state more are left out, and
+    /// those that run at one time state no more together. `u64::MAX`: any.
     pub memory: u64,
     /// Groups at a time.
     pub threads: usize,
@@ -53,6 +75,8 @@ pub struct Limits {
 pub enum Left {
     /// Its group needs so many bytes of memory, more than allowed.
     Memory(u64),
+    /// Its group's part of the delta is not here.
+    Stream,
     /// Old bytes are not here.
     Missing,
     /// What was made is not the content.
@@ -68,6 +92,8 @@ pub struct Applied {
     pub left: Vec<(ContentDigest, u64, Left)>,
     /// Contents made.
     pub made: usize,
+    /// The time that each group took, in the order of [`Delta::groups`].
+    pub times: Vec<Duration>,
 }
 
 /// Why a delta cannot be applied at all.
@@ -93,6 +119,9 @@ pub enum ApplyError {
     /// The old manifest is none.
     #[error("the old release's manifest cannot be read")]
     OldManifest(#[source] ManifestError),
+    /// A part of the delta cannot be read.
+    #[error("a part of the delta cannot be read")]
+    Stream(#[source] io::Error),
     /// The sink failed.
     #[error("content {digest} could not be kept")]
     Sink {
@@ -106,31 +135,50 @@ pub enum ApplyError {
 
 /// The head of a delta, to see what it leads from and to.
 pub fn header(delta: &[u8]) -> Result<Header, FileError> {
-    Ok(file::read(delta)?.0)
+    Ok(file::read(delta)?.header)
 }
 
-/// A delta whose head, manifest and index have been read and hold together.
-pub struct Delta<'a> {
-    streams: Vec<&'a [u8]>,
+/// How many bytes at the beginning of a delta [`Delta::open`] needs.
+pub fn head_length(delta: &[u8]) -> Result<u64, FileError> {
+    Ok(file::read(delta)?.head())
+}
+
+/// A delta whose head was read against the release it starts from.
+pub struct Delta {
+    length: u64,
+    streams: Vec<Range<u64>>,
     groups: Vec<Group>,
+    /// Contents of the old release, by number.
     old: Vec<(ContentDigest, u64)>,
     new: Vec<(ContentDigest, u64)>,
     manifest: Vec<u8>,
+    to: ReleaseDigest,
 }
 
-/// What a delta offers for contents, for a planner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A group: contents that are made together, in order, from one stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
-    /// Memory that its group takes, in bytes.
+    /// Memory that it takes, in bytes.
     pub memory: u64,
-    /// Which group; the contents of a group are made together, in order.
-    pub group: usize,
+    /// It uses contents that other groups make.
+    pub late: bool,
+    /// Where its stream stands in the delta.
+    pub stream: Range<u64>,
+    /// The contents and their lengths.
+    pub contents: Vec<(ContentDigest, u64)>,
 }
 
-impl<'a> Delta<'a> {
-    /// Reads the head of a delta against the manifest it starts from.
-    pub fn open(bytes: &'a [u8], old_manifest: &[u8]) -> Result<Self, ApplyError> {
-        let (header, streams) = file::read(bytes)?;
+impl Delta {
+    /// Reads the head of a delta (see [`head_length`]; more may follow) against the
+    /// manifest it starts from.
+    pub fn open(head: &[u8], old_manifest: &[u8]) -> Result<Self, ApplyError> {
+        let layout = file::read(head)?;
+        let header = &layout.header;
+        let part = |at: usize| {
+            let Range { start, end } = layout.streams[at];
+            head.get(start as usize..end as usize)
+                .ok_or(FileError::Length { expected: end, found: head.len() as u64 })
+        };
         let old = Manifest::parse(old_manifest).map_err(ApplyError::OldManifest)?;
         let given = old.digest();
         if given != header.from {
@@ -139,20 +187,22 @@ impl<'a> Delta<'a> {
         let anatomy = Anatomy::default();
         let short = manifest::shorten(old_manifest);
         let reference = Reference { bytes: &short, anatomy: &anatomy };
-        let manifest = coded(streams[0], header.manifest, 20, Some(reference))
+        let manifest = coded(part(0)?, header.manifest, 20, Some(reference))
             .and_then(|short| manifest::lengthen(&short))
             .ok_or(ApplyError::Manifest)?;
         let new = Manifest::parse(&manifest).map_err(|_| ApplyError::Manifest)?;
         if new.digest() != header.to {
             return Err(ApplyError::Manifest);
         }
-        let index = coded(streams[1], header.index, 18, None).ok_or(ApplyError::Manifest)?;
+        let index = coded(part(1)?, header.index, 18, None).ok_or(ApplyError::Manifest)?;
         let groups = index::parse(&index)?;
-        if groups.len() + 2 != streams.len() {
+        if groups.len() + 2 != layout.streams.len() {
             return Err(ApplyError::Manifest);
         }
         Ok(Self {
-            streams,
+            length: layout.length(),
+            to: header.to,
+            streams: layout.streams[2..].to_vec(),
             groups,
             old: old.contents().collect(),
             new: new.contents().collect(),
@@ -160,55 +210,138 @@ impl<'a> Delta<'a> {
         })
     }
 
+    /// The length of the whole delta, in bytes.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The release it makes.
+    pub fn to(&self) -> ReleaseDigest {
+        self.to
+    }
+
     /// The new manifest's text.
     pub fn manifest(&self) -> &[u8] {
         &self.manifest
     }
 
-    /// The contents that this delta makes, and what that takes.
-    pub fn offers(&self) -> impl Iterator<Item = (ContentDigest, u64, Offer)> {
-        self.groups.iter().enumerate().flat_map(move |(group, g)| {
-            g.entries.iter().filter_map(move |entry| {
-                let &(digest, size) = self.new.get(entry.content as usize)?;
-                Some((digest, size, Offer { memory: g.memory, group }))
-            })
+    /// The groups, in the order of the delta.
+    pub fn groups(&self) -> impl Iterator<Item = Offer> {
+        self.groups.iter().zip(&self.streams).map(|(group, stream)| Offer {
+            memory: group.memory,
+            late: group.late,
+            stream: stream.clone(),
+            contents: self.of(group).map(|(_, content)| content).collect(),
         })
+    }
+
+    /// What these groups (by number) are made of: contents of the old release, and of the
+    /// new one where it holds old contents or others that the delta makes.
+    pub fn needs(&self, groups: &[usize]) -> HashSet<ContentDigest> {
+        let (mut old, mut new) = (HashSet::new(), HashSet::new());
+        for entry in groups.iter().filter_map(|&at| self.groups.get(at)).flat_map(|g| &g.entries) {
+            entry.recipe.sources(&mut old, &mut new);
+        }
+        let of = |numbers: HashSet<u32>, table: &[(ContentDigest, u64)]| {
+            numbers.into_iter().filter_map(|n| Some(table.get(n as usize)?.0)).collect::<Vec<_>>()
+        };
+        of(old, &self.old).into_iter().chain(of(new, &self.new)).collect()
+    }
+
+    fn of<'a>(
+        &'a self,
+        group: &'a Group,
+    ) -> impl Iterator<Item = (&'a index::Entry, (ContentDigest, u64))> {
+        group.entries.iter().filter_map(|e| Some((e, *self.new.get(e.content as usize)?)))
     }
 
     /// Makes the new contents.
     pub fn apply(
         &self,
+        streams: &dyn Streams,
         contents: &dyn Contents,
         sink: &dyn Sink,
         limits: Limits,
     ) -> Result<Applied, ApplyError> {
-        let out = Mutex::new((Vec::new(), 0, None));
+        let applied = Applied {
+            manifest: self.manifest.clone(),
+            left: Vec::new(),
+            made: 0,
+            times: vec![Duration::ZERO; self.groups.len()],
+        };
+        let out = Mutex::new((applied, None));
         for late in [false, true] {
-            let wave: Vec<usize> =
-                (0..self.groups.len()).filter(|&g| self.groups[g].late == late).collect();
-            let next = AtomicUsize::new(0);
+            let wave = (0..self.groups.len()).filter(|&g| self.groups[g].late == late);
+            let queue = Queue::new(self, wave.collect(), limits.memory);
             std::thread::scope(|scope| {
-                for _ in 0..limits.threads.clamp(1, wave.len().max(1)) {
+                for _ in 0..limits.threads.clamp(1, queue.most()) {
                     scope.spawn(|| {
-                        while let Some(&group) = wave.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        while let Some(group) = queue.take() {
+                            let began = Instant::now();
                             let mut work = Work::new(self, group, contents, sink);
-                            let result = work.run(limits.memory);
+                            let result = work.run(streams, limits.memory);
+                            queue.done(group);
                             let mut out = out.lock().expect("no thread panics");
-                            out.0.append(&mut work.left);
-                            out.1 += work.made;
+                            out.0.left.append(&mut work.left);
+                            out.0.made += work.made;
+                            out.0.times[group] = began.elapsed();
                             if let Err(error) = result {
-                                out.2.get_or_insert(error);
+                                out.1.get_or_insert(error);
                             }
                         }
                     });
                 }
             });
         }
-        let (left, made, error) = out.into_inner().expect("no thread panics");
+        let (applied, error) = out.into_inner().expect("no thread panics");
         match error {
             Some(error) => Err(error),
-            None => Ok(Applied { manifest: self.manifest.clone(), left, made }),
+            None => Ok(applied),
         }
+    }
+}
+
+/// Groups to be made, handed out in order, as many at a time as the memory allows.
+struct Queue<'a> {
+    delta: &'a Delta,
+    memory: u64,
+    state: Mutex<(std::vec::IntoIter<usize>, u64)>,
+    freed: Condvar,
+}
+
+impl<'a> Queue<'a> {
+    fn new(delta: &'a Delta, groups: Vec<usize>, memory: u64) -> Self {
+        let state = Mutex::new((groups.into_iter(), 0));
+        Self { delta, memory, state, freed: Condvar::new() }
+    }
+
+    fn most(&self) -> usize {
+        self.state.lock().expect("no thread panics").0.len().max(1)
+    }
+
+    /// The next group, once there is memory for it beside those that run.
+    fn take(&self) -> Option<usize> {
+        let mut state = self.state.lock().expect("no thread panics");
+        loop {
+            let &group = state.0.as_slice().first()?;
+            let need = self.takes(group);
+            if state.1 == 0 || state.1.saturating_add(need) <= self.memory {
+                state.1 += need;
+                return state.0.next();
+            }
+            state = self.freed.wait(state).expect("no thread panics");
+        }
+    }
+
+    fn done(&self, group: usize) {
+        self.state.lock().expect("no thread panics").1 -= self.takes(group);
+        self.freed.notify_all();
+    }
+
+    /// What it counts for while it runs; one that is left out takes nothing.
+    fn takes(&self, group: usize) -> u64 {
+        let memory = self.delta.groups[group].memory.clamp(1, 1 << 62);
+        if memory > self.memory { 0 } else { memory }
     }
 }
 
@@ -222,9 +355,9 @@ fn coded(stream: &[u8], length: u64, log: u32, old: Option<Reference<'_>>) -> Op
 
 /// One group under way.
 struct Work<'a> {
-    delta: &'a Delta<'a>,
+    delta: &'a Delta,
+    number: usize,
     group: &'a Group,
-    decoder: Decoder<'a>,
     coder: Option<BlobCoder>,
     reader: Reader<'a>,
     new: Reader<'a>,
@@ -251,16 +384,11 @@ impl From<SourceError> for Stop {
 }
 
 impl<'a> Work<'a> {
-    fn new(
-        delta: &'a Delta<'a>,
-        group: usize,
-        contents: &'a dyn Contents,
-        sink: &'a dyn Sink,
-    ) -> Self {
+    fn new(delta: &'a Delta, group: usize, contents: &'a dyn Contents, sink: &'a dyn Sink) -> Self {
         Self {
             delta,
+            number: group,
             group: &delta.groups[group],
-            decoder: Decoder::new(delta.streams[group + 2]),
             coder: None,
             reader: Reader::new(contents, &delta.old),
             new: Reader::new(contents, &delta.new),
@@ -270,29 +398,31 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn run(&mut self, memory: u64) -> Result<(), ApplyError> {
-        let wanted: Vec<_> = self
-            .group
-            .entries
-            .iter()
-            .filter_map(|e| Some((e, *self.delta.new.get(e.content as usize)?)))
-            .collect();
+    fn run(&mut self, streams: &dyn Streams, memory: u64) -> Result<(), ApplyError> {
+        let delta = self.delta;
+        let wanted: Vec<_> = delta.of(self.group).collect();
         if self.group.memory > memory {
-            let need = Left::Memory(self.group.memory);
-            self.left.extend(
-                wanted.iter().filter(|w| !self.sink.has(&w.1.0)).map(|w| (w.1.0, w.1.1, need)),
-            );
+            self.leave_all(&wanted, Left::Memory(self.group.memory));
             return Ok(());
         }
         // What comes after the last content that is still wanted need not be decoded.
         let Some(last) = wanted.iter().rposition(|w| !self.sink.has(&w.1.0)) else { return Ok(()) };
+        let range = delta.streams[self.number].clone();
+        let Some(stream) = streams.read(range).map_err(ApplyError::Stream)? else {
+            self.leave_all(&wanted, Left::Stream);
+            return Ok(());
+        };
+        let mut decoder = Decoder::new(&stream);
         let mut stopped = None;
         for (entry, (digest, size)) in &wanted[..=last] {
+            let has = self.sink.has(digest);
             if let Some(why) = stopped {
-                self.left.push((*digest, *size, why));
+                if !has {
+                    self.left.push((*digest, *size, why));
+                }
                 continue;
             }
-            match self.build(&entry.recipe, *size, self.sink.has(digest)) {
+            match self.build(&mut decoder, &entry.recipe, *size, has) {
                 Ok(None) => {}
                 Ok(Some(bytes)) if verity::content_digest(&bytes) == *digest => {
                     self.sink
@@ -304,23 +434,33 @@ impl<'a> Work<'a> {
                 Err(Stop::Wrong) => {
                     // The stream cannot be followed any more.
                     stopped = Some(Left::Wrong);
-                    self.left.push((*digest, *size, Left::Wrong));
                 }
-                Err(Stop::Missing) => {
-                    stopped = Some(Left::Missing);
-                    self.left.push((*digest, *size, Left::Missing));
-                }
+                Err(Stop::Missing) => stopped = Some(Left::Missing),
+            }
+            if let (Some(why), false) = (stopped, has) {
+                self.left.push((*digest, *size, why));
             }
         }
         Ok(())
     }
 
+    fn leave_all(&mut self, wanted: &[(&index::Entry, (ContentDigest, u64))], why: Left) {
+        let missing = wanted.iter().filter(|(_, (digest, _))| !self.sink.has(digest));
+        self.left.extend(missing.map(|(_, (digest, size))| (*digest, *size, why)));
+    }
+
     /// Builds what the recipe says, at most `limit` bytes. With `skip`, only follows the
     /// coded stream. An encoder that fails gives wrong bytes rather than an error, so
     /// that the stream can be followed on.
-    fn build(&mut self, recipe: &Recipe, limit: u64, skip: bool) -> Result<Option<Vec<u8>>, Stop> {
+    fn build(
+        &mut self,
+        decoder: &mut Decoder<'_>,
+        recipe: &Recipe,
+        limit: u64,
+        skip: bool,
+    ) -> Result<Option<Vec<u8>>, Stop> {
         let skeleton = match &recipe.skeleton {
-            Some(leaf) => self.leaf(leaf, limit.saturating_mul(MOST_EXPANSION))?,
+            Some(leaf) => self.leaf(decoder, leaf, limit.saturating_mul(MOST_EXPANSION))?,
             None => Vec::new(),
         };
         let mut from = 0usize;
@@ -335,7 +475,7 @@ impl<'a> Work<'a> {
                     out.extend_from_slice(part);
                 }
                 Op::Leaf(leaf) => {
-                    let mut bytes = self.leaf(leaf, room)?;
+                    let mut bytes = self.leaf(decoder, leaf, room)?;
                     if out.is_empty() { out = bytes } else { out.append(&mut bytes) }
                 }
                 _ if skip && !matches!(op, Op::Encode(..)) => {}
@@ -353,7 +493,8 @@ impl<'a> Work<'a> {
                     out.extend_from_slice(&self.reader.bytes(source)?);
                 }
                 Op::Encode(settings, inner) => {
-                    let plain = self.build(inner, limit.saturating_mul(MOST_EXPANSION), skip)?;
+                    let most = limit.saturating_mul(MOST_EXPANSION);
+                    let plain = self.build(decoder, inner, most, skip)?;
                     if let Some(plain) = plain {
                         self.reader.forget();
                         out.extend_from_slice(&codec::encode(settings, &plain).unwrap_or_default());
@@ -367,7 +508,12 @@ impl<'a> Work<'a> {
         Ok((!skip).then_some(out))
     }
 
-    fn leaf(&mut self, leaf: &Leaf, limit: u64) -> Result<Vec<u8>, Stop> {
+    fn leaf(
+        &mut self,
+        decoder: &mut Decoder<'_>,
+        leaf: &Leaf,
+        limit: u64,
+    ) -> Result<Vec<u8>, Stop> {
         if leaf.length > limit {
             return Err(Stop::Wrong);
         }
@@ -375,12 +521,12 @@ impl<'a> Work<'a> {
         let log = u32::from(self.group.log);
         let coder = self.coder.get_or_insert_with(|| BlobCoder::new(log));
         let result = match &leaf.old {
-            None => coder.code(&mut self.decoder, None, &Alignment::default(), &mut out),
+            None => coder.code(decoder, None, &Alignment::default(), &mut out),
             Some(source) => {
                 let old = self.reader.bytes(source)?;
                 let anatomy = Anatomy::of(&old, self.group.base_types);
                 let reference = Reference { bytes: &old, anatomy: &anatomy };
-                coder.code(&mut self.decoder, Some(reference), &Alignment::default(), &mut out)
+                coder.code(decoder, Some(reference), &Alignment::default(), &mut out)
             }
         };
         if result.is_err() { Err(Stop::Wrong) } else { Ok(out) }
@@ -466,7 +612,7 @@ mod tests {
         );
         let applied = Delta::open(&delta, &old)
             .unwrap()
-            .apply(&store, &store, Limits { memory: u64::MAX, threads: 1 })
+            .apply(&delta, &store, &store, Limits { memory: u64::MAX, threads: 1 })
             .unwrap();
         assert_eq!(applied.made + applied.left.len(), 1);
         applied.left

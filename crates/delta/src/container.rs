@@ -10,6 +10,8 @@
 //! Bounds: [`Limits`] hold over one content with all that is nested in it: depth, bytes
 //! decoded in total, pieces. What is beyond a bound stays as it stands, whole.
 
+use varve_format::Sha256Digest;
+
 use crate::codec::{self, Format, Settings};
 
 /// How far a content is taken apart.
@@ -61,6 +63,18 @@ struct Budget<'a> {
     prove: bool,
     /// Members that are known as they are need not be opened.
     known: &'a dyn Fn(&[u8]) -> bool,
+    /// Settings that were found before.
+    memo: Option<&'a dyn Memo>,
+}
+
+/// Remembers what is dear to find, from one delta to the next: the settings that make a
+/// compressed stream again.
+pub trait Memo: Sync {
+    /// What was put under this key.
+    fn get(&self, key: &Sha256Digest) -> Option<Vec<u8>>;
+
+    /// Keeps a value under a key.
+    fn put(&self, key: Sha256Digest, value: Vec<u8>);
 }
 
 /// Takes `bytes` apart. With `prove`, streams that cannot be made again bit for bit
@@ -70,8 +84,9 @@ pub(crate) fn walk(
     limits: &Limits,
     prove: bool,
     known: &dyn Fn(&[u8]) -> bool,
+    memo: Option<&dyn Memo>,
 ) -> Node {
-    let mut budget = Budget { decoded: limits.decoded, pieces: limits.pieces, prove, known };
+    let mut budget = Budget { decoded: limits.decoded, pieces: limits.pieces, prove, known, memo };
     inside(bytes, limits.depth, &mut budget)
 }
 
@@ -132,12 +147,37 @@ fn stream(bytes: &[u8], format: Format, depth: u32, budget: &mut Budget<'_>) -> 
     }
     budget.decoded -= decoded.plain.len();
     let settings = if budget.prove {
-        Some(codec::settings(format, &bytes[..decoded.length], &decoded.plain)?)
+        Some(proved(format, &bytes[..decoded.length], &decoded.plain, budget.memo)?)
     } else {
         None
     };
     let node = inside(&decoded.plain, depth - 1, budget);
     Some(Piece::Stream { length: decoded.length, format, settings, plain: decoded.plain, node })
+}
+
+/// Settings that make the stream again: as remembered, else found and proved.
+fn proved(
+    format: Format,
+    stream: &[u8],
+    plain: &[u8],
+    memo: Option<&dyn Memo>,
+) -> Option<Settings> {
+    let Some(memo) = memo else { return codec::settings(format, stream, plain) };
+    let name = format!("{} {}\n", codec::versions(), format as u8);
+    let key = Sha256Digest::of(&[name.as_bytes(), &Sha256Digest::of(stream).0].concat());
+    match memo.get(&key).as_deref() {
+        Some([]) => return None,
+        // What cannot be read any more is found anew.
+        Some(bytes) => {
+            if let Some(settings) = Settings::from_bytes(format, bytes) {
+                return Some(settings);
+            }
+        }
+        None => {}
+    }
+    let found = codec::settings(format, stream, plain);
+    memo.put(key, found.as_ref().map(|found| found.to_bytes().into_owned()).unwrap_or_default());
+    found
 }
 
 /// A part worth a look of its own. A stream may end before `to`.
@@ -385,7 +425,7 @@ mod tests {
             bomb = gzip(&bomb);
         }
         let limits = Limits { decoded: 1 << 20, ..Limits::default() };
-        let node = walk(&bomb, &limits, false, &|_| false);
+        let node = walk(&bomb, &limits, false, &|_| false, None);
         covers(&node, bomb.len());
         fn decoded(node: &Node) -> usize {
             node.pieces
@@ -435,9 +475,9 @@ mod tests {
                 for value in [0, 1, 0x7f, 0xff, b'9'] {
                     let mut bytes = seed.clone();
                     bytes[at] = value;
-                    covers(&walk(&bytes, &Limits::default(), false, &|_| false), bytes.len());
+                    covers(&walk(&bytes, &Limits::default(), false, &|_| false, None), bytes.len());
                     let cut = &bytes[..at];
-                    covers(&walk(cut, &Limits::default(), false, &|_| false), cut.len());
+                    covers(&walk(cut, &Limits::default(), false, &|_| false, None), cut.len());
                 }
             }
         }

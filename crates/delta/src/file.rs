@@ -8,6 +8,8 @@
 //!
 //! Numbers are little-endian. See docs/format/delta.md.
 
+use std::ops::Range;
+
 use varve_format::ReleaseDigest;
 
 /// First bytes of a delta.
@@ -17,6 +19,8 @@ const HEADER: usize = 8 + 32 + 32 + 8 + 8 + 4 + 4;
 pub(crate) const MAX_MANIFEST: u64 = 1 << 28;
 /// The longest index that is read, in bytes.
 pub(crate) const MAX_INDEX: u64 = 1 << 26;
+/// The longest delta that is read, in bytes.
+pub(crate) const MAX_SIZE: u64 = 1 << 40;
 
 /// What stands at the head of a delta.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -68,8 +72,27 @@ pub(crate) fn write(header: &Header, streams: &[Vec<u8>]) -> Vec<u8> {
     out
 }
 
-/// Reads a file: its header and its streams.
-pub(crate) fn read(bytes: &[u8]) -> Result<(Header, Vec<&[u8]>), FileError> {
+/// What stands where in a delta.
+pub(crate) struct Layout {
+    pub(crate) header: Header,
+    /// The streams: manifest, index, groups.
+    pub(crate) streams: Vec<Range<u64>>,
+}
+
+impl Layout {
+    /// Length of the whole delta.
+    pub(crate) fn length(&self) -> u64 {
+        self.streams.last().map_or(0, |stream| stream.end)
+    }
+
+    /// Where the groups' streams begin: the end of all that must be there to open it.
+    pub(crate) fn head(&self) -> u64 {
+        self.streams[1].end
+    }
+}
+
+/// Reads the head of a delta; of what follows the table of lengths nothing need be there.
+pub(crate) fn read(bytes: &[u8]) -> Result<Layout, FileError> {
     if bytes.len() < HEADER || &bytes[..8] != MAGIC || bytes[HEADER - 4..HEADER] != [0; 4] {
         return Err(FileError::Magic);
     }
@@ -90,15 +113,10 @@ pub(crate) fn read(bytes: &[u8]) -> Result<(Header, Vec<&[u8]>), FileError> {
     let mut streams = Vec::with_capacity(count);
     for stream in 0..count {
         let length = number(HEADER + stream * 8);
-        let end = at.checked_add(length).filter(|&end| end <= found);
-        let Some(end) = end else {
-            return Err(FileError::Length { expected: at.saturating_add(length), found });
-        };
-        streams.push(&bytes[at as usize..end as usize]);
+        let end = at.checked_add(length).filter(|&end| end <= MAX_SIZE);
+        let end = end.ok_or(FileError::Length { expected: at.saturating_add(length), found })?;
+        streams.push(at..end);
         at = end;
     }
-    if at != found {
-        return Err(FileError::Length { expected: at, found });
-    }
-    Ok((header, streams))
+    Ok(Layout { header, streams })
 }

@@ -8,6 +8,8 @@
 //! recipe = skeleton?, steps of building
 //! ```
 
+use std::collections::HashSet;
+
 use crate::codec::{Format, Settings};
 
 /// Old bytes, reached from a content of the old release.
@@ -55,6 +57,23 @@ pub(crate) struct Recipe {
     /// The container's own bytes, all together.
     pub(crate) skeleton: Option<Leaf>,
     pub(crate) ops: Vec<Op>,
+}
+
+impl Recipe {
+    /// Numbers of the contents of the old release and of the new that it reads.
+    pub(crate) fn sources(&self, old: &mut HashSet<u32>, new: &mut HashSet<u32>) {
+        let of = |leaf: &Leaf| leaf.old.as_ref().map(|source| source.content);
+        old.extend(self.skeleton.as_ref().and_then(of));
+        for op in &self.ops {
+            match op {
+                Op::Skeleton(_) => {}
+                Op::Leaf(leaf) => old.extend(of(leaf)),
+                Op::Content(number) => _ = new.insert(*number),
+                Op::Copy(source, _) => _ = old.insert(source.content),
+                Op::Encode(_, inner) => inner.sources(old, new),
+            }
+        }
+    }
 }
 
 /// How to get one content.

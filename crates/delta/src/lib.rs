@@ -16,10 +16,12 @@ mod make;
 mod manifest;
 mod source;
 
-pub use apply::{Applied, ApplyError, Delta, Left, Limits, Offer, Sink, header};
+pub use apply::{
+    Applied, ApplyError, Delta, Left, Limits, Offer, Sink, Streams, head_length, header,
+};
 #[cfg(feature = "make")]
 pub use container::Limits as ContainerLimits;
 pub use file::{FileError, Header, MAGIC};
 #[cfg(feature = "make")]
-pub use make::{GroupReport, MakeError, MakeLimits, Report, make};
+pub use make::{GroupReport, MakeError, MakeLimits, Memo, Report, make};
 pub use source::{Contents, SourceError};

@@ -20,6 +20,7 @@ use crate::address::Anatomy;
 use crate::blob::{Alignment, BlobCoder, Reference, align};
 use crate::coder::Encoder;
 use crate::container;
+pub use crate::container::Memo;
 use crate::file::{self, Header};
 use crate::index::{self, Entry, Group};
 use crate::manifest;
@@ -116,6 +117,7 @@ pub fn make(
     new_manifest: &[u8],
     contents: &dyn Contents,
     limits: MakeLimits,
+    memo: Option<&dyn Memo>,
 ) -> Result<(Vec<u8>, Report), MakeError> {
     let clock = std::time::Instant::now();
     let (old, new) = (Manifest::parse(old_manifest)?, Manifest::parse(new_manifest)?);
@@ -136,7 +138,7 @@ pub fn make(
         |reader, &number| {
             let bytes = reader.content(number)?;
             reader.forget();
-            let node = container::walk(&bytes, &limits.container, false, &|_| false);
+            let node = container::walk(&bytes, &limits.container, false, &|_| false, None);
             Ok(draft::old_leaves(number, &old_paths[number as usize], &bytes, &node))
         },
     )?;
@@ -156,7 +158,7 @@ pub fn make(
         |reader, &number| {
             let bytes = reader.content(number)?;
             reader.forget();
-            let node = container::walk(&bytes, &limits.container, true, &known);
+            let node = container::walk(&bytes, &limits.container, true, &known, memo);
             Ok((number, draft::draft(&new_paths[number as usize], &bytes, &node)))
         },
     )?;

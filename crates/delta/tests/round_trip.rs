@@ -73,8 +73,14 @@ const ANY: Limits = Limits { memory: u64::MAX, threads: 2 };
 
 fn make(old: &Files, new: &Files) -> (Vec<u8>, Report) {
     let both: Files = old.iter().chain(new).cloned().collect();
-    varve_delta::make(&manifest(old), &manifest(new), &Store::of(&both), MakeLimits::default())
-        .unwrap()
+    varve_delta::make(
+        &manifest(old),
+        &manifest(new),
+        &Store::of(&both),
+        MakeLimits::default(),
+        None,
+    )
+    .unwrap()
 }
 
 /// Makes, applies, checks every content; returns the delta.
@@ -86,7 +92,7 @@ fn round_trip(old: &Files, new: &Files) -> Vec<u8> {
     let store = Store::of(old);
     let opened = Delta::open(&delta, &manifest(old)).unwrap();
     assert_eq!(opened.manifest(), manifest(new));
-    let applied = opened.apply(&store, &store, ANY).unwrap();
+    let applied = opened.apply(&delta, &store, &store, ANY).unwrap();
     assert!(applied.left.is_empty(), "{:?}", applied.left);
     for (path, bytes) in new {
         assert!(bytes.is_empty() || store.holds(bytes), "{path}");
@@ -367,12 +373,14 @@ fn a_wrong_base_is_named_and_a_damaged_one_left_out() {
     let store = Store::of(&old);
     let digest = verity::content_digest(&old[0].1);
     store.0.lock().unwrap().get_mut(&digest).unwrap()[100] ^= 1;
-    let applied = Delta::open(&delta, &manifest(&old)).unwrap().apply(&store, &store, ANY).unwrap();
+    let applied =
+        Delta::open(&delta, &manifest(&old)).unwrap().apply(&delta, &store, &store, ANY).unwrap();
     assert!(!applied.left.is_empty());
     assert!(!store.holds(&new[0].1));
     // One is not there at all.
     let store = Store::of(&old[1..]);
-    let applied = Delta::open(&delta, &manifest(&old)).unwrap().apply(&store, &store, ANY).unwrap();
+    let applied =
+        Delta::open(&delta, &manifest(&old)).unwrap().apply(&delta, &store, &store, ANY).unwrap();
     assert!(applied.left.iter().any(|l| l.2 == Left::Missing));
 }
 
@@ -385,12 +393,22 @@ fn what_needs_more_memory_is_left_out_and_said() {
     let store = Store::of(&old);
     let limits = Limits { memory: 64 << 20, threads: 2 };
     let opened = Delta::open(&delta, &manifest(&old)).unwrap();
-    let applied = opened.apply(&store, &store, limits).unwrap();
+    let applied = opened.apply(&delta, &store, &store, limits).unwrap();
     assert_eq!(applied.left.len(), 1);
     assert!(matches!(applied.left[0].2, Left::Memory(n) if n > 64 << 20));
     assert!(store.holds(&new[1].1) && !store.holds(&new[0].1));
-    let offers: Vec<_> = opened.offers().collect();
-    assert_eq!(offers.len(), 2);
+    let offers: Vec<_> = opened.groups().collect();
+    assert_eq!(offers.iter().map(|offer| offer.contents.len()).sum::<usize>(), 2);
+    assert_eq!(offers.last().unwrap().stream.end, delta.len() as u64);
+    // The head alone opens it; a group whose stream is not here is left out.
+    let head = varve_delta::head_length(&delta).unwrap() as usize;
+    let light = offers.iter().position(|offer| offer.memory < 64 << 20).unwrap();
+    let opened = Delta::open(&delta[..head], &manifest(&old)).unwrap();
+    assert_eq!(opened.length(), delta.len() as u64);
+    assert!(opened.needs(&[light]).contains(&verity::content_digest(&old[1].1)));
+    assert!(!opened.needs(&[light]).contains(&verity::content_digest(&old[0].1)));
+    let applied = opened.apply(&delta[..head].to_vec(), &store, &Store::of(&old), limits).unwrap();
+    assert!(applied.left.iter().any(|left| left.2 == Left::Stream), "{:?}", applied.left);
 }
 
 #[test]
@@ -403,7 +421,7 @@ fn broken_deltas_do_no_harm() {
         let store = Store::of(&old);
         if let Ok(opened) = Delta::open(delta, &old_manifest) {
             // Whatever is kept passed the sink's check.
-            let applied = opened.apply(&store, &store, ANY).unwrap();
+            let applied = opened.apply(&delta, &store, &store, ANY).unwrap();
             assert_eq!(applied.manifest, manifest(&new));
         }
     };

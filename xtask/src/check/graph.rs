@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 const MAY_USE: &[(&str, &[&str])] = &[
     ("varve-format", &[]),
     ("varve-sys", &[]),
+    ("cabac", &[]),
     ("varve-delta", &["varve-format", "varve-sys"]),
     ("varve-build", &["varve-format", "varve-sys", "varve-delta"]),
     ("varve-publish", &["varve-format", "varve-sys", "varve-build", "varve-delta"]),

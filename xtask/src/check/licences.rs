@@ -24,9 +24,6 @@ const ALLOWED: &[&str] = &[
     "bzip2-1.0.6",
 ];
 
-/// Crates with a licence of their own, as deny.toml has them and says why.
-const EXCEPTIONS: &[&str] = &["cabac"];
-
 const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
 pub(super) fn check() -> Result<Problems> {
@@ -41,7 +38,6 @@ pub(super) fn check() -> Result<Problems> {
         );
         match package["license"].as_str() {
             Some(expression) if allowed(expression) => {}
-            Some(_) if package["name"].as_str().is_some_and(|name| EXCEPTIONS.contains(&name)) => {}
             Some(expression) => {
                 problems.push(format!("{name}: the licence {expression} is not allowed"))
             }

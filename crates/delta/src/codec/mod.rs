@@ -101,6 +101,13 @@ pub(crate) fn settings(format: Format, stream: &[u8], plain: &[u8]) -> Option<Se
     candidates.into_iter().find(|c| encode(c, plain).is_ok_and(|made| made == stream))
 }
 
+/// The versions of the encoders: what makes a stream again with one may not with another.
+#[cfg(feature = "make")]
+pub(crate) fn versions() -> String {
+    // liblzma, lz4 and preflate come with their crates: raise the number with them.
+    format!("1 zstd {}", ::zstd::zstd_safe::version_number())
+}
+
 impl Settings {
     pub(crate) fn format(&self) -> Format {
         match self {
