@@ -22,6 +22,7 @@
 //! expected: see [`ConfigError`].
 
 mod error;
+mod policy;
 mod value;
 
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ use serde::Deserialize;
 use varve_format::deployment::{Layout, RootMode, StatePath};
 
 pub use error::ConfigError;
+pub use policy::{Allowed, Policy, Xattrs};
 pub use value::{Bytes, Seconds, Source};
 
 /// Where the configuration is in a running system.
@@ -63,8 +65,8 @@ pub struct Config {
     /// How often a new release is tried before the previous one boots again. 1 to 9.
     #[serde(deserialize_with = "value::tries")]
     pub tries: u8,
-    /// Whether releases may hold device nodes.
-    pub allow_devices: bool,
+    /// What a release may hold, whoever signed it.
+    pub policy: Policy,
     /// How much of a staged release is read again before it is promoted.
     pub verify: Verify,
     /// Room that an upgrade never uses, on each file system.
@@ -115,7 +117,7 @@ impl Default for Config {
             state: Vec::new(),
             keep: 2,
             tries: 3,
-            allow_devices: false,
+            policy: Policy::default(),
             verify: Verify::Full,
             reserve: Bytes(64 << 20),
             max_download: None,

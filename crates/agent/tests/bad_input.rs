@@ -74,7 +74,7 @@ fn device_nodes_are_forbidden_unless_allowed() {
         "device nodes are forbidden on this device, and the release holds 1: /usr/lib/null"
     );
     assert_eq!(lab.fingerprint("incoming").len(), 1, "nothing was fetched for it");
-    lab.config = format!("allow-devices = true\n{}", lab.config);
+    lab.config = format!("[policy]\ndevices = [\"/usr/lib/null\"]\n{}", lab.config);
     lab.upgrade();
     lab.check_all();
 }

@@ -129,7 +129,15 @@ fn answer(error: &Error) -> (Exit, Option<String>) {
         ),
         Error::Policy(PolicyError::Devices { .. }) => (
             Exit::Refused,
-            "if its publisher means it, set `allow-devices = true` in the configuration".into(),
+            "if its publisher means it, name them in `[policy] devices` of the configuration".into(),
+        ),
+        Error::Policy(PolicyError::Setuid { .. }) => (
+            Exit::Refused,
+            "if its publisher means it, name them in `[policy] setuid` of the configuration".into(),
+        ),
+        Error::Policy(PolicyError::Xattr { .. }) => (
+            Exit::Refused,
+            "if its publisher means it, name it in `[policy] xattrs` of the configuration".into(),
         ),
         Error::Policy(_) => (Exit::Refused, "tell the release's publisher".into()),
         Error::NoStateDirectory { .. } => (

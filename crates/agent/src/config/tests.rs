@@ -14,10 +14,14 @@ layers = 5
 root-mode = "volatile"
 keep = 4
 tries = 2
-allow-devices = true
 verify = "new"
 reserve = "1.5 GiB"
 max-download = 1000
+
+[policy]
+setuid = ["/usr/bin/su"]
+devices = "allow"
+xattrs = ["user.*", "security.capability"]
 
 [[state]]
 path = "/etc"
@@ -40,7 +44,11 @@ timeout = "2 min"
     assert_eq!((config.layers, config.keep, config.tries), (5, 4, 2));
     assert_eq!(config.layout, Layout::HardLink);
     assert_eq!(config.root_mode, RootMode::Volatile);
-    assert_eq!((config.allow_devices, config.verify), (true, Verify::New));
+    assert_eq!(config.verify, Verify::New);
+    let su = varve_format::TreePath::new(b"usr/bin/su").unwrap();
+    assert_eq!(config.policy.setuid, Allowed::At(vec![su]));
+    assert_eq!(config.policy.devices, Allowed::All);
+    assert!(config.policy.xattrs.allows(b"user.x") && !config.policy.xattrs.allows(b"trusted.x"));
     assert_eq!(config.reserve, Bytes(3 << 29));
     assert_eq!(config.max_download, Some(Bytes(1000)));
     assert_eq!(config.state[1].path.to_string(), "/var/lib/thing");
@@ -62,7 +70,11 @@ fn mistakes() {
         "keep = 1\n",
         "tries = \"many\"\n",
         "layers = 2.5\n",
-        "allow-devices = \"yes\"\n",
+        "[policy]\ndevices = \"yes\"\n",
+        "[policy]\ndevices = true\n",
+        "[policy]\nsetuid = [\"/usr/bin/su\", \"bin/../sh\"]\n",
+        "[policy]\nxattrs = [\"*\"]\n",
+        "[policy]\nsuid = \"deny\"\n",
         "reserve = \"64 MegaBytes\"\n",
         "max-download = -1\n",
         "[[state]]\npath = \"etc\"\nmode = \"versioned\"\n",
