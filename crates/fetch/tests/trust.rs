@@ -7,31 +7,11 @@ mod common;
 use std::sync::Arc;
 
 use common::server::{Act, Server};
-use common::{World, day, hasty, http};
+use common::{World, day, hasty, http, names, refresh, refused};
 use jiff::Timestamp;
-use varve_fetch::{DirTransport, Metadata, Refusal, Sources, Trust, TrustError};
+use varve_fetch::{DirTransport, Refusal, Sources, Trust, TrustError};
 use varve_publish::{InitOptions, Role, RoleOptions, RotateOptions};
 use varve_sys::task::Cancel;
-
-fn refresh(world: &World, sources: &Sources, now: Timestamp) -> Result<Metadata, TrustError> {
-    world.trust().refresh(sources, now, &Cancel::new())
-}
-
-/// Expects a refusal; proves that trust did not change; gives reason and message.
-fn refused(world: &World, sources: &Sources, now: Timestamp) -> (Refusal, String) {
-    let before = World::picture(&world.trust);
-    let error = refresh(world, sources, now).expect_err("a bad repository must be refused");
-    assert_eq!(World::picture(&world.trust), before, "a refused repository changed the trust");
-    let text = error.to_string();
-    match error {
-        TrustError::Refused { reason, .. } => (reason, text),
-        other => panic!("not a refusal: {other}"),
-    }
-}
-
-fn names(metadata: &Metadata) -> Vec<&str> {
-    metadata.releases().iter().map(|release| release.name.as_str()).collect()
-}
 
 fn edit(world: &World, file: &str, change: impl FnOnce(&mut serde_json::Value)) {
     let mut value: serde_json::Value = serde_json::from_slice(&world.read(file)).unwrap();

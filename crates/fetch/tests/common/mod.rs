@@ -11,7 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use varve_fetch::{DirTransport, HttpOptions, HttpTransport, Patience, Sources, Transport, Trust};
+use varve_fetch::{
+    DirTransport, HttpOptions, HttpTransport, Metadata as Offered, Patience, Refusal, Sources,
+    Transport, Trust, TrustError,
+};
 use varve_format::manifest::Manifest;
 use varve_format::pack::{Location, PACK_MAGIC, PackIndex};
 use varve_format::release::{PackRef, ReleaseRecord, StoredManifest};
@@ -20,6 +23,7 @@ use varve_format::verity::content_digest;
 use varve_format::{ContentDigest, Sha256Digest, TreePath};
 use varve_publish::{InitOptions, KeyDirs, Repository};
 use varve_sys::Dir;
+use varve_sys::task::Cancel;
 
 /// The day on which the tests' repositories are made.
 pub fn day(number: i64) -> Timestamp {
@@ -142,6 +146,27 @@ impl World {
             })
             .collect()
     }
+}
+
+/// One check of the device's trust.
+pub fn refresh(world: &World, sources: &Sources, now: Timestamp) -> Result<Offered, TrustError> {
+    world.trust().refresh(sources, now, &Cancel::new())
+}
+
+/// Expects a refusal; proves that trust did not change; gives reason and message.
+pub fn refused(world: &World, sources: &Sources, now: Timestamp) -> (Refusal, String) {
+    let before = World::picture(&world.trust);
+    let error = refresh(world, sources, now).expect_err("a bad repository must be refused");
+    assert_eq!(World::picture(&world.trust), before, "a refused repository changed the trust");
+    let text = error.to_string();
+    match error {
+        TrustError::Refused { reason, .. } => (reason, text),
+        other => panic!("not a refusal: {other}"),
+    }
+}
+
+pub fn names(metadata: &Offered) -> Vec<&str> {
+    metadata.releases().iter().map(|release| release.name.as_str()).collect()
 }
 
 pub fn http(url: &str) -> Arc<dyn Transport> {
