@@ -27,6 +27,7 @@ const TEST: &[Need] = &[
     Need("/usr/bin/setfattr", "attr"),
     Need("/usr/bin/setfacl", "acl"),
     Need("/usr/bin/xz", "xz-utils"),
+    Need("/usr/sbin/nginx", "nginx-light"),
 ];
 
 /// The peers of the benchmarks.

@@ -28,6 +28,6 @@ pub mod transport;
 pub mod trust;
 
 pub use metadata::{Metadata, ReleaseRef, Verified, manifest, pack_index};
-pub use sources::{FetchError, Patience, Sources, Traffic};
-pub use transport::{DirTransport, HttpOptions, HttpTransport, Transport, TransportError};
+pub use sources::{FetchError, Listener, Notice, Patience, Sources, Traffic};
+pub use transport::{DirTransport, HttpOptions, HttpTransport, Proxies, Transport, TransportError};
 pub use trust::{Refusal, Trust, TrustError};

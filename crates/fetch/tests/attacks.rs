@@ -11,7 +11,6 @@ use std::collections::HashMap;
 use std::num::NonZeroU64;
 
 use aws_lc_rs::rand::SystemRandom;
-use common::server::Server;
 use common::{World, day, hasty, http, names, noise, refresh, refused};
 use jiff::Timestamp;
 use tough::key_source::KeySource;
@@ -26,6 +25,7 @@ use varve_fetch::{FetchError, Refusal, Sources, Trust, TrustError, pack_index};
 use varve_format::Sha256Digest;
 use varve_publish::{InitOptions, Role, RoleOptions, RotateOptions, SigningKey};
 use varve_sys::task::{Cancel, Silent};
+use varve_testkit::faulty::Server;
 
 /// The repository behind an HTTP server that serves whatever lies there.
 fn served(world: &World) -> (Server, Sources) {

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::server::{Act, Request, Server};
 use common::{World, day, hasty, http, noise};
 use varve_fetch::contents::{self, ContentsError, Report};
 use varve_fetch::{DirTransport, Sources, Transport, Verified, pack_index};
@@ -18,6 +17,7 @@ use varve_format::release::{PackRef, ReleaseRecord};
 use varve_format::verity::content_digest;
 use varve_sys::Dir;
 use varve_sys::task::{Cancel, Progress, Silent, Unit};
+use varve_testkit::faulty::{Act, Request, Server};
 
 const FRAME: usize = 16 * 1024;
 
@@ -231,7 +231,11 @@ fn a_missing_pack_is_said() {
 
 #[test]
 fn a_captive_portal_is_said() {
-    fails(&Case::new(), Act::Html, "a web page came instead of the file");
+    fails(
+        &Case::new(),
+        Act::Html,
+        "this network wants a login: open a browser (a web page came instead of the file)",
+    );
 }
 
 #[test]
@@ -239,11 +243,46 @@ fn a_server_that_stalls_is_given_up() {
     fails(&Case::new(), Act::StallAfter(0), "nothing came for 0.6 seconds");
 }
 
+/// A trickle is left for a source that is better.
 #[test]
-fn a_server_that_trickles_is_given_up() {
-    fails(&Case::new(), Act::Trickle(1, Duration::from_millis(50)), "bytes came in 0.7");
+fn a_server_that_trickles_is_left_for_another() {
+    let trickle = Act::Trickle(1, Duration::from_millis(50));
     // Nor does it help to give a little on each of many connections.
-    fails(&Case::new(), Act::StallAfter(10), "bytes came in ");
+    for act in [trickle, Act::StallAfter(10)] {
+        let case = Case::new();
+        let (slow, _) = case.server(move |_| act.clone());
+        let good = Server::good(&case.world.path());
+        let sources = Sources::new(vec![http(&slow.url), http(&good.url)], hasty());
+        let began = std::time::Instant::now();
+        case.fetch(&sources).1.unwrap();
+        case.complete();
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert!(slow.sent() < 100, "{}", slow.sent());
+    }
+}
+
+/// There is no limit on how slow the only source may be, as long as bytes arrive; one that
+/// was left is come back to when the others have nothing.
+#[test]
+fn the_only_source_may_be_as_slow_as_it_likes() {
+    for others in [0, 1] {
+        let world = World::new();
+        let record = world.release("a", &[("f", &noise(1, 3_000))], FRAME, day(0));
+        let (slow, dead) = (
+            Server::new(&world.path(), |_| Act::Trickle(60, Duration::from_millis(40))),
+            Server::new(&world.path(), |_| Act::Status(404)),
+        );
+        let mut list = vec![http(&slow.url)];
+        list.extend((0..others).map(|_| http(&dead.url)));
+        let sources = Sources::new(list, hasty());
+        let index = pack_index(&record.packs[0], &world.sources(), &Cancel::new()).unwrap();
+        let wanted = [(content_digest(&noise(1, 3_000)), 3_000)];
+        let packs = vec![(record.packs[0], index)];
+        let plan = contents::plan(wanted, packs, &world.incoming, &sources).unwrap();
+        let began = std::time::Instant::now();
+        contents::fetch(&plan, &sources, &world.incoming, &Silent, &Cancel::new()).1.unwrap();
+        assert!(began.elapsed() > Duration::from_secs(1), "that was no trickle");
+    }
 }
 
 #[test]
@@ -255,7 +294,7 @@ fn a_pack_that_is_shorter_than_it_should_be_is_said() {
 
 #[test]
 fn a_page_that_says_it_is_data_is_refused() {
-    fails(&Case::new(), Act::HtmlAsJson, "the metadata says");
+    fails(&Case::new(), Act::HtmlAsJson, "this network wants a login");
 }
 
 #[test]

@@ -6,12 +6,12 @@ mod common;
 
 use std::sync::Arc;
 
-use common::server::{Act, Server};
 use common::{World, day, hasty, http, names, refresh, refused};
 use jiff::Timestamp;
 use varve_fetch::{DirTransport, Refusal, Sources, Trust, TrustError};
 use varve_publish::{InitOptions, Role, RoleOptions, RotateOptions};
 use varve_sys::task::Cancel;
+use varve_testkit::faulty::{Act, Server};
 
 fn edit(world: &World, file: &str, change: impl FnOnce(&mut serde_json::Value)) {
     let mut value: serde_json::Value = serde_json::from_slice(&world.read(file)).unwrap();
@@ -296,11 +296,6 @@ fn a_link_that_is_bad_is_not_a_repository_that_is() {
         ("timestamp.json", Act::Status(403), "the server refuses with HTTP status 403"),
         ("2.snapshot.json", Act::StallAfter(0), "nothing came for 0.6 seconds"),
         ("2.snapshot.json", Act::CutAfter(10), "the connection was cut"),
-        (
-            "2.targets.json",
-            Act::Trickle(1, std::time::Duration::from_millis(50)),
-            "bytes came in 0.7",
-        ),
     ] {
         let (_server, sources) = server_with(&world, file, act.clone());
         let text = could_not_check(&world, &sources);
@@ -329,8 +324,22 @@ fn an_endless_body_is_cut_off() {
 fn a_page_that_lies_about_its_kind_is_refused() {
     let world = World::new();
     let (_server, sources) = server_with(&world, "timestamp.json", Act::HtmlAsJson);
-    let (reason, _) = refused(&world, &sources, day(0));
-    assert!(matches!(reason, Refusal::Malformed { .. }), "{reason:?}");
+    let text = could_not_check(&world, &sources);
+    assert!(text.contains("this network wants a login: open a browser"), "{text}");
+}
+
+#[test]
+fn a_source_that_trickles_does_not_hold_up_the_others() {
+    let world = World::new();
+    world.release("a", &[("a", b"a")], 4096, day(0));
+    let act = Act::Trickle(1, std::time::Duration::from_millis(50));
+    let (slow, _) = server_with(&world, "2.targets.json", act);
+    let good = Server::good(&world.path());
+    let sources = Sources::new(vec![http(&slow.url), http(&good.url)], hasty());
+    let seen = refresh(&world, &sources, day(0)).unwrap();
+    assert_eq!(seen.source, good.url);
+    let text = seen.warnings[0].error.to_string();
+    assert!(text.contains("bytes came in 0.7"), "{text}");
 }
 
 #[test]

@@ -3,5 +3,6 @@
 #![forbid(unsafe_code)]
 
 pub mod crash;
+pub mod faulty;
 pub mod tree;
 pub mod vm;

@@ -20,6 +20,7 @@ mod store;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io::Read;
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -200,19 +201,14 @@ fn run(
             scope.spawn(move || receive(plan, sources, &to_decoder, progress, stop))
         };
         let decoder = scope.spawn(move || decode(plan, incoming, &from_network, &to_writer));
-        let written = write(plan, store, &from_decoder, cancel, || {
-            stop.cancel();
-            sources.interrupt();
-        });
+        let written = write(plan, store, &from_decoder, cancel, || stop.cancel());
         drop(from_decoder);
         if written.is_err() {
             stop.cancel();
-            sources.interrupt();
         }
         let decoded = join(decoder);
         if decoded.is_err() {
             stop.cancel();
-            sources.interrupt();
         }
         let received = join(network);
         written.and(decoded).and(received)
@@ -233,6 +229,7 @@ fn receive<'a>(
 ) -> Result<(), ContentsError> {
     for PackJobs { pack, jobs } in &plan.packs {
         let mut reader = sources.reader(&pack.path(), stop);
+        reader.expect(runs(jobs));
         let mut at: Option<(u64, u64)> = None;
         for job in jobs {
             let start = job.frame.offset;
@@ -256,6 +253,12 @@ fn receive<'a>(
         }
     }
     Ok(())
+}
+
+/// The requests that jobs are grouped into.
+fn runs(jobs: &[Job]) -> impl Iterator<Item = Range<u64>> {
+    jobs.chunk_by(|a, b| a.until == b.until)
+        .map(|run| run[0].frame.offset..run[run.len() - 1].until)
 }
 
 /// The decode thread: decodes within the bounds of the index, and digests contents.

@@ -5,6 +5,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
+use varve_sys::task::Cancel;
+
 use super::{Body, ReadBody, Transport, TransportError};
 
 /// Gives the files of a repository in a directory.
@@ -28,7 +30,12 @@ impl Transport for DirTransport {
         &self.name
     }
 
-    fn open(&self, path: &str, range: Option<Range<u64>>) -> Result<Body, TransportError> {
+    fn open(
+        &self,
+        path: &str,
+        ranges: &[Range<u64>],
+        _cancel: &Cancel,
+    ) -> Result<Body, TransportError> {
         let relative = Path::new(path);
         if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(TransportError::Missing);
@@ -39,17 +46,16 @@ impl Transport for DirTransport {
             return Err(TransportError::Missing);
         }
         let total = status.len();
-        let (start, end) = match range {
-            Some(range) => {
-                file.seek(SeekFrom::Start(range.start)).map_err(TransportError::Io)?;
-                (range.start, range.end)
-            }
-            None => (0, total),
+        let (first, more) = match ranges.split_first() {
+            Some((first, more)) => (first.clone(), more.to_vec()),
+            None => (0..total, Vec::new()),
         };
-        if end > total {
-            return Err(TransportError::WrongLength { expected: end, got: total });
+        file.seek(SeekFrom::Start(first.start)).map_err(TransportError::Io)?;
+        if first.end > total {
+            return Err(TransportError::WrongLength { expected: first.end, got: total });
         }
-        Ok(Body::new(start, Some(end), Some(total), Box::new(FileBody(file))))
+        let body = FileBody { file, total, more: more.into_iter() };
+        Ok(Body::new(first.start, Some(first.end), Some(total), Box::new(body)))
     }
 }
 
@@ -70,15 +76,28 @@ impl DirTransport {
     }
 }
 
-struct FileBody(File);
+struct FileBody {
+    file: File,
+    total: u64,
+    more: std::vec::IntoIter<Range<u64>>,
+}
 
 impl ReadBody for FileBody {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, TransportError> {
         loop {
-            match self.0.read(buffer) {
+            match self.file.read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => return other.map_err(TransportError::Io),
             }
         }
+    }
+
+    fn next_part(&mut self) -> Result<Option<Range<u64>>, TransportError> {
+        let Some(part) = self.more.next() else { return Ok(None) };
+        if part.end > self.total {
+            return Err(TransportError::WrongLength { expected: part.end, got: self.total });
+        }
+        self.file.seek(SeekFrom::Start(part.start)).map_err(TransportError::Io)?;
+        Ok(Some(part))
     }
 }

@@ -7,9 +7,9 @@
 //! success, and that "the file is not there" is said only when the source said so.
 //!
 //! ```text
-//! path, range -> Transport::open -> Body { start, end, total } -> bytes
-//!                                          ^ may start before the range: the server
-//!                                            ignored it and sends the whole file
+//! path, ranges -> Transport::open -> Body { start, end, total } -> bytes, next part, ...
+//!                                           ^ may start before the first range: the
+//!                                             server ignored it and sends the whole file
 //! ```
 //!
 //! Called by [`crate::sources`], which retries, fails over and checks.
@@ -22,8 +22,10 @@ use std::io;
 use std::ops::Range;
 use std::time::Duration;
 
+use varve_sys::task::Cancel;
+
 pub use dir::DirTransport;
-pub use http::{HttpOptions, HttpTransport};
+pub use http::{HttpOptions, HttpTransport, Proxies};
 
 /// Gives the files of one copy of a repository.
 pub trait Transport: Send + Sync {
@@ -31,18 +33,31 @@ pub trait Transport: Send + Sync {
     fn name(&self) -> &str;
 
     /// Opens `path` (relative, with `/` between components, such as
-    /// `metadata/timestamp.json`), or the bytes of `range` in it.
-    fn open(&self, path: &str, range: Option<Range<u64>>) -> Result<Body, TransportError>;
-
-    /// Makes reads that wait in other threads return soon, for good: the transport is
-    /// not used again. Called when the user cancels.
-    fn interrupt(&self) {}
+    /// `metadata/timestamp.json`): the whole of it when there are no `ranges`, else these
+    /// bytes of it. Ranges are ascending, apart from each other and not empty. The body
+    /// begins with the first of them (or with the whole file); the others may follow as
+    /// further parts, as far as the source gives several at once.
+    ///
+    /// Waiting, here and for the body, ends soon after `cancel`, with
+    /// [`TransportError::Cancelled`].
+    fn open(
+        &self,
+        path: &str,
+        ranges: &[Range<u64>],
+        cancel: &Cancel,
+    ) -> Result<Body, TransportError>;
 }
 
 /// What a [`Body`] reads from.
 pub trait ReadBody: Send {
-    /// The next bytes; 0 at the end.
+    /// The next bytes of the present part; 0 at its end.
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, TransportError>;
+
+    /// After the end of the present part: goes on to the next one, and says which bytes
+    /// of the file it holds. None: that was the last.
+    fn next_part(&mut self) -> Result<Option<Range<u64>>, TransportError> {
+        Ok(None)
+    }
 }
 
 /// The bytes of one file, or of a part of it, as they arrive.
@@ -81,7 +96,21 @@ impl Body {
         self.total
     }
 
-    /// Reads the next bytes; 0 at the end.
+    /// Goes on to the next part once the present one is read to its end; false when there
+    /// is none.
+    ///
+    /// # Errors
+    /// What the link reports, and an answer that is not as it should be.
+    pub fn next_part(&mut self) -> Result<bool, TransportError> {
+        if self.end != Some(self.position) {
+            return Ok(false);
+        }
+        let Some(part) = self.reader.next_part()? else { return Ok(false) };
+        (self.position, self.end) = (part.start, Some(part.end));
+        Ok(true)
+    }
+
+    /// Reads the next bytes; 0 at the end of the present part.
     ///
     /// # Errors
     /// [`TransportError::Cut`] when the bytes stop before the end that was promised, and
@@ -133,12 +162,44 @@ pub enum TransportError {
     /// The server is in trouble; later it may answer.
     #[error("the server failed with HTTP status {status}")]
     Server {
-        /// The status, 500 and above, or 429.
+        /// The status: 500 and above, or 408, 425, 429.
         status: u16,
+        /// How long it asks to be left alone.
+        retry_after: Option<Duration>,
     },
-    /// The answer is a web page, not a file of a repository.
-    #[error("a web page came instead of the file (a log-in page of the network?)")]
-    WebPage,
+    /// The network lets nobody through who has not logged in: it answers with a page of
+    /// its own.
+    #[error("this network wants a login: open a browser ({})", portal(page))]
+    Captive {
+        /// Where the page is, if it is elsewhere than what was asked for.
+        page: Option<String>,
+    },
+    /// The proxy does not let this device through.
+    #[error("the proxy {proxy} wants another user name or password")]
+    ProxyLogin {
+        /// The proxy, without what is secret in its URL.
+        proxy: String,
+    },
+    /// The server's certificate does not prove that it is who it says.
+    #[error("the server's certificate is not accepted: {reason}")]
+    Certificate {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The server sends the request elsewhere, to where it cannot go.
+    #[error("the server redirects {reason}")]
+    Redirect {
+        /// What is wrong with that.
+        reason: String,
+    },
+    /// Something on the way changed the file's form: ranges mean nothing then.
+    #[error(
+        "the file comes transformed ({encoding}) although it was asked for as it is stored: the server, or a proxy on the way, must leave these files alone"
+    )]
+    Transformed {
+        /// The content encoding.
+        encoding: String,
+    },
     /// The answer is for another part of the file than was asked for.
     #[error("the server sent another part of the file than was asked for")]
     WrongRange,
@@ -201,6 +262,13 @@ pub enum TransportError {
     Cancelled,
 }
 
+fn portal(page: &Option<String>) -> String {
+    match page {
+        Some(page) => format!("its page is {page}"),
+        None => "a web page came instead of the file".to_owned(),
+    }
+}
+
 impl TransportError {
     /// Whether the same source may give the file if asked again.
     pub fn may_pass(&self) -> bool {
@@ -214,6 +282,11 @@ impl TransportError {
             Self::Io(error) => error.kind() != io::ErrorKind::PermissionDenied,
             _ => false,
         }
+    }
+
+    /// Whether the network wants a login first.
+    pub fn is_captive(&self) -> bool {
+        matches!(self, Self::Captive { .. })
     }
 
     /// Whether bytes came and are not what they should be, as against not coming.

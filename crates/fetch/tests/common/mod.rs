@@ -4,8 +4,6 @@
 #![allow(unreachable_pub, reason = "a test's common code is a module of each test")]
 #![allow(clippy::disallowed_methods, reason = "test data, kept by no device")]
 
-pub mod server;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
