@@ -5,21 +5,22 @@
 //! | | when | boots | spends a try |
 //! | --- | --- | --- | --- |
 //! | 1 | `varve.deployment=NAME` | NAME | no: a person asked |
-//! | 2 | a key is held | the previous | no |
+//! | 2 | the menu, a probe or a search asks for a stack ([`Wanted`]) | it, without some layers | no: it is tried once anyway |
+//! | 2b | a key is held | the previous | no |
 //! | 3 | the latest is on trial with tries left | the latest | yes |
 //! | 4 | the latest is confirmed | the latest | no |
 //! | 5 | | the previous | no |
 //! | 6 | | any confirmed one, newest first | no |
 //! | 7 | there is no usable selection | any one, newest first | no |
 //!
-//! A latest on trial with no tries left is chosen by rule 1 alone. Whatever a rule
+//! A latest on trial with no tries left is chosen by the rules 1 and 2 alone. Whatever a rule
 //! names and cannot give is reported in [`Decision::passed_over`].
 
 use std::fmt;
 
-use varve_format::DeploymentName;
 use varve_format::deployment::RootMode;
 use varve_format::selection::Selection;
+use varve_format::{DeploymentName, LayerName};
 
 /// A deployment whose record is on the disk and can be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +80,17 @@ impl Wishes {
     }
 }
 
+/// A stack that is asked for, for this boot alone: a deployment without some of its layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Which deployment.
+    pub deployment: DeploymentName,
+    /// What is left out.
+    pub off: Vec<LayerName>,
+    /// Who asks: [`Reason::Menu`], [`Reason::Probe`] or [`Reason::Search`].
+    pub reason: Reason,
+}
+
 /// All that the decision depends on.
 #[derive(Debug, Clone)]
 pub struct Inputs<'a> {
@@ -90,6 +102,8 @@ pub struct Inputs<'a> {
     pub wishes: &'a Wishes,
     /// Whether a key asks for the previous.
     pub key_held: bool,
+    /// What the menu, a probe or a search asks for; none once it could not be put together.
+    pub wanted: Option<&'a Wanted>,
     /// Deployments that could not be put together during this boot, and why.
     pub failed: &'a [(DeploymentName, String)],
 }
@@ -99,7 +113,13 @@ pub struct Inputs<'a> {
 pub enum Reason {
     /// Rule 1.
     CommandLine,
-    /// Rule 2.
+    /// Rule 2, chosen at the menu.
+    Menu,
+    /// Rule 2, as `varve strip` left it.
+    Probe,
+    /// Rule 2, as the search for the bad layer goes.
+    Search,
+    /// Rule 2b.
     KeyHeld,
     /// Rule 3; `left` tries remain after this boot.
     Trial {
@@ -121,6 +141,9 @@ impl Reason {
     pub fn code(self) -> &'static str {
         match self {
             Reason::CommandLine => "command-line",
+            Reason::Menu => "menu",
+            Reason::Probe => "probe",
+            Reason::Search => "search",
             Reason::KeyHeld => "key-held",
             Reason::Trial { .. } => "trial",
             Reason::Latest => "latest",
@@ -135,6 +158,9 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::CommandLine => f.write_str("the kernel's command line names it"),
+            Reason::Menu => f.write_str("chosen at the menu"),
+            Reason::Probe => f.write_str("tried once, as varve strip asked"),
+            Reason::Search => f.write_str("a part of the search for the bad layer"),
             Reason::KeyHeld => f.write_str("the previous one, as a key is held"),
             Reason::Trial { left: 0 } => f.write_str("the latest, on its last trial"),
             Reason::Trial { left } => write!(f, "the latest, on trial, {left} more left"),
@@ -188,10 +214,19 @@ pub struct Decision {
     pub spend_try: Option<Selection>,
     /// How many layers to leave out, from the top; a base is never left out.
     pub strip: u32,
+    /// Layers to leave out by name.
+    pub off: Vec<LayerName>,
     /// The root mode asked for, instead of the deployment's own.
     pub root: Option<RootMode>,
     /// What would have come before, in the order of the rules.
     pub passed_over: Vec<PassedOver>,
+}
+
+impl Decision {
+    /// Whether the menu, a probe or a search asked for it.
+    pub fn is_wanted(&self) -> bool {
+        matches!(self.reason, Reason::Menu | Reason::Probe | Reason::Search)
+    }
 }
 
 /// Decides. None: nothing here may be booted; what was looked at is in the error.
@@ -206,11 +241,13 @@ pub fn decide(inputs: &Inputs<'_>) -> Result<Decision, Vec<PassedOver>> {
             },
             Rule::Choose(reason) => match usable(inputs, &name) {
                 Ok(deployment) => {
+                    let wanted = inputs.wanted.filter(|wanted| wanted.reason == reason);
                     return Ok(Decision {
                         deployment: deployment.clone(),
                         reason,
                         spend_try: spent(inputs, reason),
                         strip: inputs.wishes.strip,
+                        off: wanted.map_or(Vec::new(), |wanted| wanted.off.clone()),
                         root: inputs.wishes.root,
                         passed_over,
                     });
@@ -244,6 +281,9 @@ fn candidates(inputs: &Inputs<'_>) -> Vec<(String, Rule)> {
 
     if let Some(asked) = &inputs.wishes.deployment {
         name(asked, Rule::Choose(Reason::CommandLine));
+    }
+    if let Some(wanted) = inputs.wanted {
+        name(wanted.deployment.as_str(), Rule::Choose(wanted.reason));
     }
     let previous = match selection {
         // A previous that is the latest itself (edited by hand) would evade its tries.

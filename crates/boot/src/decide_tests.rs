@@ -69,6 +69,7 @@ fn every_input_of_a_small_world() {
                             on_disk: &disk,
                             wishes: &wishes,
                             key_held,
+                            wanted: None,
                             failed: &failed,
                         };
                         check(&inputs);
@@ -158,6 +159,7 @@ fn a_trial_that_always_hangs_comes_back_after_its_tries() {
                 on_disk: &disk,
                 wishes: &wishes,
                 key_held: false,
+                wanted: None,
                 failed: &[],
             };
             let decision = decide(&inputs).unwrap();
@@ -182,6 +184,7 @@ fn what_was_passed_over_is_told_in_the_order_of_the_rules() {
         on_disk: &disk,
         wishes: &wishes,
         key_held: false,
+        wanted: None,
         failed: &[(name("b"), "layer b1 is missing".into())],
     };
     let decision = decide(&inputs).unwrap();
@@ -196,6 +199,43 @@ fn what_was_passed_over_is_told_in_the_order_of_the_rules() {
             "b could not be put together: layer b1 is missing",
         ]
     );
+}
+
+/// What is asked for comes before what boots by itself, spends no try, and is passed over
+/// when it is not here; the kernel's command line comes before it.
+#[test]
+fn what_is_asked_for_boots_without_its_layers_and_spends_nothing() {
+    let disk = on_disk(&[("a", true), ("b", false)]);
+    let selection = selection("b", Some("a"), Some(1));
+    let off: Vec<LayerName> = vec!["games".parse().unwrap()];
+    for reason in [Reason::Menu, Reason::Probe, Reason::Search] {
+        for (deployment, wish, key_held) in
+            [("b", None, false), ("a", None, true), ("x", None, false), ("b", Some("a"), false)]
+        {
+            let wanted = Wanted { deployment: name(deployment), off: off.clone(), reason };
+            let wishes = Wishes { deployment: wish.map(str::to_owned), ..Wishes::default() };
+            let inputs = Inputs {
+                selection: Ok(&selection),
+                on_disk: &disk,
+                wishes: &wishes,
+                key_held,
+                wanted: Some(&wanted),
+                failed: &[],
+            };
+            let decision = decide(&inputs).unwrap();
+            if wish.is_some() {
+                assert_eq!(decision.reason, Reason::CommandLine);
+            } else if deployment == "x" {
+                assert_eq!(decision.reason, Reason::Trial { left: 0 });
+                assert_eq!(decision.passed_over[0].to_string(), "x is not on this device");
+            } else {
+                assert_eq!((decision.deployment.as_str(), decision.reason), (deployment, reason));
+                assert_eq!((&decision.off, &decision.spend_try), (&off, &None));
+                continue;
+            }
+            assert!(decision.off.is_empty(), "another's layers stay on");
+        }
+    }
 }
 
 #[test]

@@ -14,6 +14,8 @@
 //! * [`decide`](decide()) answers what to boot now: the boot stage's one question.
 //! * [`transition`] has every change of the selection: promote, confirm, roll back,
 //!   refund. The caller writes what they give, by one rename.
+//! * [`menu`] is the list of layers that a person at the machine takes off one by one;
+//!   [`bisect`] finds the one that does harm. What they ask for is a [`Wanted`].
 //! * [`report`] is what the boot stage leaves behind for the update manager.
 //! * [`kernel`] is the place of boot loaders that give each deployment its own kernel.
 //!
@@ -22,13 +24,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bisect;
 pub mod decide;
 pub mod kernel;
+pub mod menu;
 pub mod report;
 pub mod transition;
 
 pub use report::BootReport;
 
 pub use decide::{
-    Decision, Inputs, OnDisk, PassedOver, Reason, Unusable, WhyPassedOver, Wishes, decide,
+    Decision, Inputs, OnDisk, PassedOver, Reason, Unusable, Wanted, WhyPassedOver, Wishes, decide,
 };

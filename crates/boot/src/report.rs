@@ -9,6 +9,7 @@
 //! reason = "trial"
 //! try-spent = true
 //! stripped = 0
+//! off = []                    # the names of the layers left out
 //! generation = 8              # of the selection, the spent try counted
 //! key-held = false
 //! microseconds = 5210         # from the boot stage's start to handing over
@@ -22,8 +23,8 @@
 //! It lies in memory and is written anew at each boot; nothing durable depends on it.
 
 use serde::{Deserialize, Serialize};
-use varve_format::DeploymentName;
 use varve_format::deployment::{Layout, RootMode};
+use varve_format::{DeploymentName, LayerName};
 
 /// The only format that this version writes and reads.
 pub const FORMAT: u32 = 1;
@@ -53,6 +54,9 @@ pub struct BootReport {
     /// How many layers were left out at this boot: such a boot says nothing about the
     /// deployment itself.
     pub stripped: u32,
+    /// Their names, newest first.
+    #[serde(default)]
+    pub off: Vec<LayerName>,
     /// The selection's generation, if there was a usable one.
     pub generation: Option<u64>,
     /// Whether a key asked for the previous.
@@ -123,7 +127,8 @@ mod tests {
             root_mode: RootMode::Volatile,
             reason: "trial".into(),
             try_spent: true,
-            stripped: 0,
+            stripped: 1,
+            off: vec!["games".parse().unwrap()],
             generation: Some(8),
             key_held: false,
             microseconds: 5210,

@@ -209,7 +209,7 @@ mod tests {
                     Act::Boot { key, healthy, clean } => {
                         let inputs = Inputs {
                             selection: Ok(&selection), on_disk: &disk, wishes: &wishes,
-                            key_held: key, failed: &[],
+                            key_held: key, wanted: None, failed: &[],
                         };
                         let decision = decide(&inputs).unwrap();
                         let booted = decision.deployment;

@@ -4,17 +4,21 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use varve_boot::menu::Choice;
 use varve_boot::report::{self, BootReport};
-use varve_boot::{Decision, Inputs, PassedOver, Unusable, Wishes, decide};
-use varve_format::DeploymentName;
+use varve_boot::{Decision, Inputs, PassedOver, Reason, Unusable, Wishes, decide};
 use varve_format::deployment::RootMode;
+use varve_format::probe::{AskedBy, Probe};
 use varve_format::selection::Selection;
+use varve_format::{DeploymentName, LayerName};
 use varve_rootfs::mount::{Care, Options, Top, execute, plan, whole_message};
 use varve_rootfs::{Deployment, Store, StoreError};
 use varve_sys::mount::{Access, MountError, Reach, bind_detached, make_writable, unmount_lazily};
 use varve_sys::{Dir, SysError, durable};
 
 use crate::look::{self, Machine};
+use crate::menu;
+use crate::wanted::Asked;
 
 /// What became of the boot.
 #[derive(Debug)]
@@ -110,8 +114,12 @@ fn boot_from(
     let deployments = look::deployments(&store, &mut warnings);
     let (wishes, bad) = Wishes::read(|key| machine.command_line.value(key));
     warnings.extend(bad);
+    let mut asked = Asked::read(&store, &mut warnings);
     clock.done("records");
-    let asked = machine.escape(&mut warnings);
+    let keys = machine.keys(&mut warnings);
+    if keys.pressed {
+        asked.nothing();
+    }
 
     clock.done("keys");
     let mut stage = Stage {
@@ -120,13 +128,19 @@ fn boot_from(
         memory: places.memory.clone(),
         deployments,
         wishes,
-        key_held: asked.pressed,
+        key_held: keys.pressed,
+        asked,
         problem: selection.as_ref().err().cloned(),
         selection: selection.ok(),
         warnings,
         clock,
         init: machine.command_line.value("init").map(str::to_owned),
     };
+    let selection = stage.selection.as_ref();
+    if let Some((why, seconds)) = menu::why(machine, keys.menu, selection, &mut stage.warnings) {
+        stage.menu(machine, why, seconds);
+        stage.clock.done("menu");
+    }
     let (decision, stack, root_mode) = stage.boot()?;
     let record = &stage.deployment(&decision.deployment).record;
     let report = BootReport {
@@ -134,6 +148,7 @@ fn boot_from(
         deployment: decision.deployment,
         layout: record.stack.layout(),
         stripped: record.height().saturating_sub(stack.len()) as u32,
+        off: left_out(record.own_on().chain(record.stack.layers()), &stack),
         stack: stack.iter().map(|path| path.display().to_string()).collect(),
         root_mode,
         reason: decision.reason.code().to_owned(),
@@ -157,6 +172,14 @@ fn boot_from(
     let _ = written;
     let reason = decision.reason.to_string();
     Ok(Outcome::Booted(Box::new(Booted { report, reason })))
+}
+
+/// The layers that are not in the stack as it was mounted.
+fn left_out<'a>(layers: impl Iterator<Item = &'a LayerName>, stack: &[PathBuf]) -> Vec<LayerName> {
+    let mounted = |name: &LayerName| {
+        stack.iter().any(|path| path.parent().is_some_and(|layer| layer.ends_with(name)))
+    };
+    layers.filter(|name| !mounted(name)).cloned().collect()
 }
 
 /// The boot stage's own directories.
@@ -203,6 +226,7 @@ struct Stage<'a> {
     deployments: Vec<Deployment>,
     wishes: Wishes,
     key_held: bool,
+    asked: Asked,
     selection: Option<Selection>,
     problem: Option<Unusable>,
     warnings: Vec<String>,
@@ -241,6 +265,13 @@ impl Stage<'_> {
             };
             match self.spend(&decision).and_then(|()| self.assemble(&decision, Care::Strict)) {
                 Ok((stack, mode)) => return Ok((decision, stack, mode)),
+                // The deployment itself may well boot with all its layers.
+                Err(why) if decision.is_wanted() => {
+                    self.warnings
+                        .push(format!("{} ({}): {why}", decision.deployment, decision.reason));
+                    self.asked.failed(&why);
+                    continue;
+                }
                 Err(why) => failed.push((decision.deployment.clone(), why)),
             }
             choices.push(decision);
@@ -260,6 +291,35 @@ impl Stage<'_> {
         Err(StageError::Nothing { passed_over, warnings: std::mem::take(&mut self.warnings) })
     }
 
+    /// Shows the menu, and takes what is chosen there.
+    fn menu(&mut self, machine: &Machine, why: String, seconds: u64) {
+        // What failed its trials is what the menu is for.
+        let latest = self.selection.as_ref().map(|selection| selection.latest.clone());
+        let latest = latest.filter(|name| self.deployments.iter().any(|d| d.name() == name));
+        let by_itself = || self.decide(&[]).ok().map(|decision| decision.deployment);
+        let Some(name) = latest.or_else(by_itself) else { return };
+        let (store, selection) = (&self.store, self.selection.as_ref());
+        let mut menu = menu::of(store, self.deployment(&name), selection, &self.asked, why);
+        match menu::ask(&mut menu, machine, seconds) {
+            Choice::Usual => {}
+            Choice::Previous => {
+                self.key_held = true;
+                self.asked.nothing();
+            }
+            Choice::Find => self.asked.by_search(menu.search()),
+            Choice::Try(off) => {
+                let (deployment, by) = (name, AskedBy::Menu);
+                self.asked.by_menu(Probe { deployment, off, by, tries: 0 });
+                // With all layers it boots by the ordinary rules, which note nothing of it.
+                if self.asked.wanted.is_none()
+                    && let Err(error) = self.asked.note(&self.store, Reason::Menu)
+                {
+                    self.warnings.push(whole_message(&error));
+                }
+            }
+        }
+    }
+
     fn decide(&self, failed: &[(DeploymentName, String)]) -> Result<Decision, Vec<PassedOver>> {
         decide(&Inputs {
             selection: self
@@ -269,6 +329,7 @@ impl Stage<'_> {
             on_disk: &look::on_disk(&self.deployments),
             wishes: &self.wishes,
             key_held: self.key_held,
+            wanted: self.asked.wanted.as_ref(),
             failed,
         })
     }
@@ -280,6 +341,20 @@ impl Stage<'_> {
     /// The one act that is durable: the try counts from here on, whatever comes. A try
     /// that cannot be noted is not taken, or a boot that hangs would be tried for ever.
     fn spend(&mut self, decision: &Decision) -> Result<(), String> {
+        if decision.is_wanted() {
+            let noted = self.asked.note(&self.store, decision.reason);
+            self.clock.done("try");
+            match noted {
+                // Somebody is there, and what is chosen at the menu boots on a full disk.
+                Err(error) if decision.reason == Reason::Menu => {
+                    self.warnings.push(whole_message(&error));
+                }
+                other => {
+                    let failed = |error| format!("it cannot be noted: {}", whole_message(&error));
+                    return other.map_err(failed);
+                }
+            }
+        }
         let Some(spent) = &decision.spend_try else { return Ok(()) };
         let text = spent.to_text();
         durable::replace_file(self.store.boot(), "selection", text.as_bytes(), 0o644)
@@ -295,7 +370,12 @@ impl Stage<'_> {
         care: Care,
     ) -> Result<(Vec<PathBuf>, RootMode), String> {
         let record = &self.deployment(&decision.deployment).record;
-        let options = Options { strip: decision.strip, root_mode: decision.root };
+        let options = Options {
+            strip: decision.strip,
+            off: decision.off.clone(),
+            root_mode: decision.root,
+            ..Options::default()
+        };
         let plan = plan(&self.store, record, options).map_err(|error| whole_message(&error))?;
         self.clock.done("plan");
         let executed = execute(&self.store, &plan, self.target, &self.memory, care)

@@ -6,6 +6,7 @@
 //!   v  varve-boot TARGET
 //!   physical   the file system at TARGET is cloned to /run/varve/physical, writable
 //!   look       selection, records, command line, keys, consoles
+//!   menu       only if somebody asks for it, or the latest failed its trials
 //!   decide     varve_boot::decide, pure
 //!   spend      a trial's try, durably, before anything is mounted
 //!   mount      varve_rootfs::mount: plan, execute, over TARGET
@@ -26,6 +27,8 @@
 
 mod boot_stage;
 mod look;
+mod menu;
+mod wanted;
 
 pub use boot_stage::{Booted, Outcome, StageError, run};
 pub use look::Machine;

@@ -8,7 +8,7 @@ use varve_format::selection::{MAX_TEXT, Selection};
 use varve_rootfs::mount::whole_message;
 use varve_rootfs::{Deployment, Store};
 use varve_sys::cmdline::CommandLine;
-use varve_sys::console::{Asked, active_consoles, escape_asked};
+use varve_sys::console::{Asked, active_consoles, keys_asked};
 
 /// The longest time that `varve.keywait=` may ask for.
 const LONGEST_WAIT: u64 = 60_000;
@@ -18,8 +18,13 @@ const LONGEST_WAIT: u64 = 60_000;
 pub struct Machine {
     /// Input devices: `/dev/input`.
     pub input: PathBuf,
-    /// The terminals to look at for a typed Escape.
+    /// The terminals to look at for what was typed.
     pub consoles: Vec<PathBuf>,
+    /// The terminals that the menu is shown on.
+    pub screens: Vec<PathBuf>,
+    /// Where the level of the kernel's own lines on the consoles is set, if anywhere:
+    /// `/proc/sys/kernel/printk`.
+    pub log_level: Option<PathBuf>,
     /// The kernel's command line.
     pub command_line: CommandLine,
     /// `uname -r`.
@@ -29,17 +34,27 @@ pub struct Machine {
 impl Machine {
     /// This machine. A command line that cannot be read is an empty one.
     pub fn this() -> Machine {
+        let consoles = active_consoles(Path::new("/sys"), Path::new("/dev"));
+        let mut screens = consoles.clone();
+        // A screen and a keyboard are worth showing it on, although the kernel's own
+        // lines go elsewhere.
+        let screen = PathBuf::from("/dev/tty0");
+        if !screens.contains(&screen) {
+            screens.push(screen);
+        }
         Machine {
             input: PathBuf::from("/dev/input"),
-            consoles: active_consoles(Path::new("/sys"), Path::new("/dev")),
+            consoles,
+            screens,
+            log_level: Some(PathBuf::from("/proc/sys/kernel/printk")),
             command_line: CommandLine::of_this_boot().unwrap_or_default(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         }
     }
 
-    /// Whether someone asks for the previous deployment: Escape held on a keyboard, or
-    /// typed on a console. `varve.keywait=` gives them so many milliseconds more.
-    pub(crate) fn escape(&self, warnings: &mut Vec<String>) -> Asked {
+    /// Whether someone asks for the previous deployment (Escape held on a keyboard, or
+    /// typed on a console) or for the menu (the space bar or F8; a space). `varve.keywait=` gives them so many milliseconds more.
+    pub(crate) fn keys(&self, warnings: &mut Vec<String>) -> Asked {
         let wait = self.command_line.value("varve.keywait").map_or(0, |text| {
             text.parse().unwrap_or_else(|_| {
                 warnings.push(format!("varve.keywait={text}: expected milliseconds"));
@@ -47,7 +62,7 @@ impl Machine {
             })
         });
         let window = Duration::from_millis(wait.min(LONGEST_WAIT));
-        escape_asked(&self.input, &self.consoles, window)
+        keys_asked(&self.input, &self.consoles, window)
     }
 }
 

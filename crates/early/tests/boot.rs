@@ -19,6 +19,9 @@ use varve_format::selection::Selection;
 use varve_sys::cmdline::CommandLine;
 use varve_sys::mount;
 
+#[path = "boot/wanted.rs"]
+mod wanted;
+
 /// A machine: its disk is mounted at `root`, as an initramfs leaves it.
 struct Disk {
     directory: tempfile::TempDir,
@@ -156,6 +159,8 @@ fn machine(command_line: &str) -> Machine {
     Machine {
         input: "/nonexistent".into(),
         consoles: Vec::new(),
+        screens: Vec::new(),
+        log_level: None,
         command_line: CommandLine::parse(command_line.as_bytes()),
         kernel: "6.1".into(),
     }

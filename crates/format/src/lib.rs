@@ -22,6 +22,7 @@
 //! | [`release`] | the release record that TUF signs |
 //! | [`deployment`] | the device's records of deployments and layers |
 //! | [`selection`] | the one small file that says what boots |
+//! | [`probe`] | what is tried in its place: one stack once, or a search |
 
 #![forbid(unsafe_code)]
 
@@ -32,10 +33,13 @@ pub mod id;
 pub mod manifest;
 pub mod pack;
 pub mod path;
+pub mod probe;
 pub mod release;
+mod sealed;
 pub mod selection;
 pub mod tree;
 pub mod verity;
 
 pub use id::{ContentDigest, DeploymentName, LayerName, ReleaseDigest, ReleaseName, Sha256Digest};
 pub use path::TreePath;
+pub use sealed::SealedError;

@@ -85,12 +85,27 @@ pub enum Top {
 }
 
 /// What a boot asks for beside the record.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Options {
     /// How many layers to leave out, from the top; the last one always stays.
     pub strip: u32,
+    /// Layers to leave out by name; the last one always stays.
+    pub off: Vec<LayerName>,
     /// Instead of the record's root mode.
     pub root_mode: Option<RootMode>,
+    /// Whether changes of state are kept.
+    pub changes: Changes,
+}
+
+/// What becomes of what is changed in state paths.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Changes {
+    /// It is kept, as each path's mode says; but a stack from which layers are left out
+    /// is not the deployment's own: what it changes in versioned state is forgotten.
+    #[default]
+    Kept,
+    /// All of it is forgotten, shared and bound state included.
+    Forgotten,
 }
 
 /// Why a root could not be planned or put together.
@@ -137,7 +152,7 @@ pub fn plan(
     record: &DeploymentRecord,
     options: Options,
 ) -> Result<MountPlan, AssembleError> {
-    let stack = root_paths(record, options.strip);
+    let stack = left_on(root_paths(record, options.strip), &options.off);
     let layers: Vec<Dir> = stack
         .iter()
         .map(|path| {
@@ -152,13 +167,16 @@ pub fn plan(
         RootMode::Persistent if stripped => RootMode::Volatile,
         mode => mode,
     };
+    let forgotten = options.changes == Changes::Forgotten;
     let top = match mode {
+        RootMode::ReadOnly if forgotten => Top::Memory,
         RootMode::ReadOnly => Top::None,
         RootMode::Volatile => Top::Memory,
         RootMode::Persistent => Top::Disk { holder: versioned(record, ROOT_SLUG) },
     };
     let (target, slug) = (TreePath::root(), ROOT_SLUG.to_owned());
-    let mut steps = vec![Step { target, slug, lowers: stack.clone(), top }];
+    let root = Step { target, slug, lowers: stack.clone(), top };
+    let mut steps = vec![if forgotten { in_memory_over(store, root)? } else { root }];
     let mut left_out = Vec::new();
     let mut state: Vec<_> = record.state.iter().collect();
     // `/var` before `/var/lib`: bytes order a path before what is below it.
@@ -177,19 +195,55 @@ pub fn plan(
             }
         };
         let slug = state_path.path.slug();
-        let top = match state_path.mode {
-            StateMode::Versioned => Top::Disk { holder: versioned(record, &slug) },
-            StateMode::Shared => Top::Disk { holder: Path::new("state/shared").join(&slug) },
-            StateMode::Bind => Top::Bind { directory: Path::new("state/bind").join(&slug) },
+        let (top, own) = match state_path.mode {
+            StateMode::Versioned => (Top::Disk { holder: versioned(record, &slug) }, true),
+            StateMode::Shared => {
+                (Top::Disk { holder: Path::new("state/shared").join(&slug) }, false)
+            }
+            StateMode::Bind => {
+                (Top::Bind { directory: Path::new("state/bind").join(&slug) }, false)
+            }
         };
         let lowers = indexes.into_iter().map(|index| stack[index].join(target.as_path())).collect();
-        steps.push(Step { target: target.clone(), slug, lowers, top });
+        let step = Step { target: target.clone(), slug, lowers, top };
+        steps.push(match forgotten || (stripped && own) {
+            true => in_memory_over(store, step)?,
+            false => step,
+        });
     }
     Ok(MountPlan { steps, left_out })
 }
 
 fn versioned(record: &DeploymentRecord, slug: &str) -> PathBuf {
     Path::new("state/versioned").join(record.name.as_str()).join(slug)
+}
+
+/// Without those that are off. The last stays: without a base there is no root.
+fn left_on(mut stack: Vec<PathBuf>, off: &[LayerName]) -> Vec<PathBuf> {
+    let base = stack.pop();
+    let path = |name: &LayerName| Path::new("layers").join(name.as_str()).join(LAYER_TREE);
+    let off: Vec<PathBuf> = off.iter().map(path).collect();
+    stack.retain(|path| !off.contains(path));
+    stack.extend(base);
+    stack
+}
+
+/// The same state, seen but not changed: what would be written lies below, and changes
+/// go to memory.
+fn in_memory_over(store: &Store, mut step: Step) -> Result<Step, AssembleError> {
+    let (state, alone) = match std::mem::replace(&mut step.top, Top::Memory) {
+        Top::Disk { holder } => (holder.join("upper"), false),
+        Top::Bind { directory } => (directory, true),
+        Top::None | Top::Memory => return Ok(step),
+    };
+    let failed = |source| AssembleError::State { target: step.target.to_string(), source };
+    if store.dir().open_dir_opt(&state).map_err(failed)?.is_some() {
+        if alone {
+            step.lowers.clear();
+        }
+        step.lowers.insert(0, state);
+    }
+    Ok(step)
 }
 
 /// The directories that a root is put together from, relative to `/varve`, newest first:

@@ -178,6 +178,7 @@ fn boots(store: &Store) -> Result<DeploymentName, String> {
         on_disk: &on_disk,
         wishes: &Wishes::default(),
         key_held: false,
+        wanted: None,
         failed: &[],
     };
     let decision = decide(&inputs).map_err(|passed| format!("nothing boots: {passed:?}"))?;

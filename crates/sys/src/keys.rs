@@ -21,21 +21,25 @@ pub struct Key(pub u16);
 
 /// The Escape key.
 pub const ESCAPE: Key = Key(1);
+/// The space bar: at the same place of every keyboard, whatever its language.
+pub const SPACE: Key = Key(57);
+/// The function key 8.
+pub const F8: Key = Key(66);
 
 /// `KEY_CNT`: one more than the largest key number.
 const KEY_COUNT: usize = 0x300;
 const STATE_BYTES: usize = KEY_COUNT / 8;
 
-/// The input devices that have a certain key.
+/// The input devices that have one of certain keys.
 ///
-/// A device without the key is not even opened, as sysfs says what each has: to close
+/// A device without them is not even opened, as sysfs says what each has: to close
 /// one costs the kernel an RCU grace period, some 10 ms. For the same reason those that
 /// are open are closed by a thread, on which nobody waits.
 #[derive(Debug)]
 pub struct Keyboards<'a> {
     input: &'a Path,
     sys: &'a Path,
-    key: Key,
+    keys: &'a [Key],
     /// By name; none: looked at, and of no use.
     devices: BTreeMap<OsString, Option<File>>,
 }
@@ -43,42 +47,43 @@ pub struct Keyboards<'a> {
 /// What the keyboards say.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Held {
-    /// Whether at least one device has the key down.
-    pub held: bool,
+    /// Which of the keys at least one device has down.
+    pub held: Vec<Key>,
     /// How many devices were asked. 0: there is no keyboard, or no evdev.
     pub asked: usize,
 }
 
 impl<'a> Keyboards<'a> {
-    /// Those in `input` (`/dev/input`) that have `key`; `sys` is `/sys`.
-    pub fn new(input: &'a Path, sys: &'a Path, key: Key) -> Self {
-        Self { input, sys, key, devices: BTreeMap::new() }
+    /// Those in `input` (`/dev/input`) that have one of `keys`; `sys` is `/sys`.
+    pub fn new(input: &'a Path, sys: &'a Path, keys: &'a [Key]) -> Self {
+        Self { input, sys, keys, devices: BTreeMap::new() }
     }
 
-    /// Whether the key is down on any of them now. A device that cannot be asked is left
+    /// Which of the keys are down on any of them now. A device that cannot be asked is left
     /// out; one that has come since the last call is asked too.
     pub fn held(&mut self) -> Held {
         let entries = std::fs::read_dir(self.input).into_iter().flatten().flatten();
         for name in entries.map(|entry| entry.file_name()) {
             let is_device = name.as_encoded_bytes().starts_with(b"event");
             if is_device && !self.devices.contains_key(&name) {
-                let device = self.has_key(&name).then(|| self.open(&name)).flatten();
+                let device = self.has_keys(&name).then(|| self.open(&name)).flatten();
                 self.devices.insert(name, device);
             }
         }
         let mut answer = Held::default();
         for state in self.devices.values().flatten().filter_map(|file| state_of(file).ok()) {
             answer.asked += 1;
-            answer.held |= is_down(&state, self.key);
+            let down = self.keys.iter().filter(|key| is_down(&state, **key));
+            answer.held.extend(down);
         }
         answer
     }
 
-    /// By sysfs; where that says nothing, it may have the key.
-    fn has_key(&self, name: &OsStr) -> bool {
+    /// By sysfs; where that says nothing, it may have them.
+    fn has_keys(&self, name: &OsStr) -> bool {
         let path = self.sys.join("class/input").join(name).join("device/capabilities/key");
         let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.trim().is_empty() || capability(&text, self.key)
+        text.trim().is_empty() || self.keys.iter().any(|key| capability(&text, *key))
     }
 
     fn open(&self, name: &OsStr) -> Option<File> {
@@ -149,7 +154,7 @@ mod tests {
     }
 
     fn held(input: &Path, sys: &Path) -> Held {
-        Keyboards::new(input, sys, ESCAPE).held()
+        Keyboards::new(input, sys, &[ESCAPE, SPACE]).held()
     }
 
     #[test]
@@ -158,6 +163,7 @@ mod tests {
         let keyboard = "402000000 3803078f800d001 feffffdfffefffff fffffffffffffffe\n";
         assert!(capability(keyboard, ESCAPE));
         assert!(!capability("10000000000000 0\n", ESCAPE));
+        assert!(capability(keyboard, SPACE) && capability(keyboard, F8));
         assert!(capability("10000000000000 0\n", Key(116)), "KEY_POWER");
         assert!(!capability("", ESCAPE) && !capability("xyz", ESCAPE));
     }
@@ -165,14 +171,14 @@ mod tests {
     #[test]
     fn no_devices_is_an_answer() {
         let nowhere = Path::new("/nonexistent");
-        assert_eq!(held(nowhere, nowhere), Held { held: false, asked: 0 });
+        assert_eq!(held(nowhere, nowhere), Held::default());
     }
 
     #[test]
     fn what_is_no_input_device_is_left_out() {
         let input = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/dev/null", input.path().join("event0")).unwrap();
-        assert_eq!(held(input.path(), Path::new("/nonexistent")), Held { held: false, asked: 0 });
+        assert_eq!(held(input.path(), Path::new("/nonexistent")), Held::default());
     }
 
     #[test]
@@ -185,7 +191,8 @@ mod tests {
             let file = options.write(true).create(true).truncate(true);
             let mut file = file.open(capabilities.join("key")).unwrap();
             io::Write::write_all(&mut file, text.as_bytes()).unwrap();
-            Keyboards::new(Path::new("/nonexistent"), sys.path(), ESCAPE).has_key("event7".as_ref())
+            Keyboards::new(Path::new("/nonexistent"), sys.path(), &[ESCAPE, F8])
+                .has_keys("event7".as_ref())
         };
         assert!(!say("10000000000000 0\n"));
         assert!(say("402000000 fffffffffffffffe\n"));
