@@ -113,6 +113,8 @@ impl<'a> Machine<'a> {
         let hardware = Hardware {
             input: run.join("no-keyboard"),
             consoles: Vec::new(),
+            screens: Vec::new(),
+            log_level: None,
             command_line: CommandLine::parse(b""),
             kernel: "6.1".to_owned(),
         };
