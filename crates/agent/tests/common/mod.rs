@@ -284,6 +284,7 @@ impl Lab {
             on_disk: &on_disk,
             wishes: &Wishes::default(),
             key_held,
+            wanted: None,
             failed: &[],
         })
         .unwrap();
