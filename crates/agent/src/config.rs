@@ -22,6 +22,7 @@
 //! expected: see [`ConfigError`].
 
 mod error;
+mod network;
 mod policy;
 mod value;
 
@@ -32,6 +33,7 @@ use serde::Deserialize;
 use varve_format::deployment::{Layout, RootMode, StatePath};
 
 pub use error::ConfigError;
+pub use network::{Network, Proxy, Rate};
 pub use policy::{Allowed, Policy, Xattrs};
 pub use value::{Bytes, Seconds, Source};
 
@@ -67,6 +69,8 @@ pub struct Config {
     pub tries: u8,
     /// What a release may hold, whoever signed it.
     pub policy: Policy,
+    /// How the sources are reached.
+    pub network: Network,
     /// How much of a staged release is read again before it is promoted.
     pub verify: Verify,
     /// Room that an upgrade never uses, on each file system.
@@ -118,6 +122,7 @@ impl Default for Config {
             keep: 2,
             tries: 3,
             policy: Policy::default(),
+            network: Network::default(),
             verify: Verify::Full,
             reserve: Bytes(64 << 20),
             max_download: None,

@@ -20,6 +20,7 @@ use varve_sys::{Dir, SysError};
 
 use crate::config::{self, Config, ConfigError};
 use crate::selection;
+use crate::sources::Link;
 
 const LOCK: &str = "lock";
 /// Beside the boot stage's report.
@@ -27,7 +28,7 @@ const BOOT_COMPLETE: &str = "boot-complete";
 const MAX_BOOT_REPORT: u64 = 1 << 20;
 
 /// Where a device's parts are.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Places {
     /// The physical root file system, which holds `/varve`.
     pub physical_root: PathBuf,
@@ -35,6 +36,8 @@ pub struct Places {
     pub config: PathBuf,
     /// What the boot stage wrote; none when this is not the running system's device.
     pub boot_report: Option<PathBuf>,
+    /// What is known of the way to the sources.
+    pub link: Link,
 }
 
 impl Places {
@@ -44,12 +47,18 @@ impl Places {
             physical_root: PHYSICAL_ROOT.into(),
             config: config::PATH.into(),
             boot_report: Some(BOOT_REPORT.into()),
+            link: Link::default(),
         }
     }
 
     /// Of a physical root that is not running, such as an image that is being made.
     pub fn at(physical_root: &Path, config: &Path) -> Self {
-        Self { physical_root: physical_root.into(), config: config.into(), boot_report: None }
+        Self {
+            physical_root: physical_root.into(),
+            config: config.into(),
+            boot_report: None,
+            link: Link::default(),
+        }
     }
 }
 

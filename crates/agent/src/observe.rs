@@ -339,6 +339,10 @@ pub fn deployment(deployment: &Deployment) -> DeploymentStatus {
 fn unfinished(incoming: &Dir) -> Result<Unfinished, SysError> {
     let mut unfinished = Unfinished::default();
     for entry in incoming.names()? {
+        // Documents alone are no upgrade yet.
+        if entry.name.as_encoded_bytes().ends_with(b".document") {
+            continue;
+        }
         if let Some(stat) = incoming.stat_opt(&entry.name)? {
             unfinished.files += 1;
             unfinished.bytes += stat.blocks * 512;

@@ -2,9 +2,24 @@
 
 use std::sync::Arc;
 
-use varve_fetch::{DirTransport, HttpOptions, HttpTransport, Patience, Sources, Transport};
+use varve_fetch::{
+    DirTransport, HttpOptions, HttpTransport, Listener, Patience, Proxies, Sources, Transport,
+};
 
 use crate::config::Source;
+use crate::device::Device;
+
+/// The longest file of certificates that is read, in bytes.
+const MAX_CERTIFICATES: u64 = 4 << 20;
+
+/// What only the program knows of the way to the sources.
+#[derive(Clone, Debug, Default)]
+pub struct Link {
+    /// The proxies that the environment names.
+    pub proxies: Proxies,
+    /// Hears of pauses and of sources that are left.
+    pub listener: Option<Listener>,
+}
 
 /// Why there is no source.
 #[derive(Debug, thiserror::Error)]
@@ -20,18 +35,34 @@ pub enum SourcesError {
         /// Why.
         reason: String,
     },
+    /// The configured certificates cannot be read.
+    #[error("cannot read the certificates {}", path.display())]
+    Certificates {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
 }
 
 /// Opens sources in their order. Nothing is asked of them yet.
-pub fn open(list: &[Source], patience: Patience) -> Result<Sources, SourcesError> {
-    if list.is_empty() {
+pub fn open(device: &Device, patience: &Patience) -> Result<Sources, SourcesError> {
+    let (config, link) = (&device.config, &device.places.link);
+    if config.sources.is_empty() {
         return Err(SourcesError::None);
     }
-    let mut transports: Vec<Arc<dyn Transport>> = Vec::with_capacity(list.len());
-    for source in list {
+    let network = &config.network;
+    let options = HttpOptions {
+        stall: network.stall.0,
+        proxies: network.proxies(&link.proxies),
+        certificates: certificates(network.certificates.as_deref())?,
+        ..HttpOptions::default()
+    };
+    let mut transports: Vec<Arc<dyn Transport>> = Vec::with_capacity(config.sources.len());
+    for source in &config.sources {
         transports.push(match source {
             Source::Url(url) => {
-                let transport = HttpTransport::new(url, &HttpOptions::default());
+                let transport = HttpTransport::new(url, &options);
                 Arc::new(
                     transport.map_err(|reason| SourcesError::Bad { name: url.clone(), reason })?,
                 )
@@ -39,5 +70,24 @@ pub fn open(list: &[Source], patience: Patience) -> Result<Sources, SourcesError
             Source::Directory(path) => Arc::new(DirTransport::new(path.clone())),
         });
     }
-    Ok(Sources::new(transports, patience))
+    let mut patience = patience.clone();
+    patience.attempts = network.attempts.unwrap_or(patience.attempts);
+    let mut sources = Sources::new(transports, patience);
+    if let Some(rate) = network.rate_limit {
+        sources = sources.limited_to(rate.0);
+    }
+    if let Some(listener) = &link.listener {
+        sources = sources.telling(listener.clone());
+    }
+    Ok(sources)
+}
+
+fn certificates(path: Option<&std::path::Path>) -> Result<Vec<u8>, SourcesError> {
+    use std::io::Read;
+    let Some(path) = path else { return Ok(Vec::new()) };
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_CERTIFICATES).read_to_end(&mut bytes))
+        .map_err(|source| SourcesError::Certificates { path: path.into(), source })?;
+    Ok(bytes)
 }

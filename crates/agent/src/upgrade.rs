@@ -128,7 +128,7 @@ pub fn check(
 
 /// Opens the configured sources.
 pub fn open_sources(device: &Device, context: &Context<'_>) -> Result<Sources> {
-    Ok(sources::open(&device.config.sources, context.patience.clone())?)
+    Ok(sources::open(device, context.patience)?)
 }
 
 /// Looks, asks, chooses and plans. `dry_run`: what is here is believed to be whole, and
@@ -144,7 +144,11 @@ pub fn prepare(
         varve_rootfs::stage::sweep(&device.store)?;
     }
     let observed = Observed::look(device)?;
-    let sources = open_sources(device, context)?;
+    let mut sources = open_sources(device, context)?;
+    if !dry_run {
+        // What comes stays, to the byte, for whoever goes on when this one is stopped.
+        sources = sources.keeping(device.store.incoming().try_clone()?);
+    }
     let Offer { metadata, choice } = check(device, writer, &observed, &sources, wish, context)?;
     let warnings: Vec<_> = metadata
         .warnings

@@ -50,6 +50,13 @@ fn r1_then_r2(lab: Lab) -> Lab {
     lab
 }
 
+/// How many contents were fetched and wait to be staged.
+fn contents(lab: &Lab) -> usize {
+    let names = std::fs::read_dir(lab.disk().join("varve/incoming")).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.parse::<varve_format::ContentDigest>().is_ok()).count()
+}
+
 fn upgrade_error(lab: &Lab) -> Error {
     let before = system(lab);
     let error = lab.try_upgrade(&Wish::default(), &Cancel::new()).expect_err("it must fail");
@@ -73,7 +80,7 @@ fn device_nodes_are_forbidden_unless_allowed() {
         whole(&error),
         "device nodes are forbidden on this device, and the release holds 1: /usr/lib/null"
     );
-    assert_eq!(lab.fingerprint("incoming").len(), 1, "nothing was fetched for it");
+    assert_eq!(contents(&lab), 0, "nothing was fetched for it");
     lab.config = format!("[policy]\ndevices = [\"/usr/lib/null\"]\n{}", lab.config);
     lab.upgrade();
     lab.check_all();
@@ -254,7 +261,7 @@ fn a_full_disk_is_seen_before_anything_is_fetched() {
             && error.ends_with("of which 1048576 are kept in reserve"),
         "{error}"
     );
-    assert_eq!(lab.fingerprint("incoming").len(), 1, "nothing was fetched");
+    assert_eq!(contents(lab), 0, "nothing was fetched");
     disk.empty();
     lab.upgrade();
     lab.check_all();
@@ -273,7 +280,7 @@ fn no_inodes_are_seen_before_anything_is_fetched() {
     lab.publish("r2");
     let error = whole(&upgrade_error(lab));
     assert!(error.contains(" has too few inodes: ") && error.ends_with(" are free"), "{error}");
-    assert_eq!(lab.fingerprint("incoming").len(), 1, "nothing was fetched");
+    assert_eq!(contents(lab), 0, "nothing was fetched");
     lab.check_all();
 }
 

@@ -150,6 +150,7 @@ impl Running {
             physical_root: self.run.join("varve/physical"),
             config: machine.config(),
             boot_report: Some(self.run.join("varve/boot.toml")),
+            link: Default::default(),
         }
     }
 

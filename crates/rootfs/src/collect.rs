@@ -130,7 +130,11 @@ pub fn execute(store: &Store, plan: &CollectPlan) -> Result<(), SysError> {
     Ok(())
 }
 
-/// Digests in incoming/ (and parts of them, `<digest>.<length>.part`) that nobody needs.
+/// The range that was being read when a process ended.
+const UNDER_WAY: &str = "under-way";
+
+/// Digests in incoming/ (and parts of them, `<digest>.<length>.part`), documents and the
+/// range under way that nobody needs.
 /// What has another name is not ours and stays.
 fn unneeded_incoming(
     store: &Store,
@@ -139,7 +143,11 @@ fn unneeded_incoming(
     let mut names = Vec::new();
     for entry in store.incoming().names()? {
         let Some(name) = entry.name.to_str() else { continue };
-        let whose = match name.strip_suffix(".part") {
+        if name == UNDER_WAY {
+            names.push(name.to_owned());
+            continue;
+        }
+        let whose = match name.strip_suffix(".part").or_else(|| name.strip_suffix(".document")) {
             Some(part) => part.split('.').next().unwrap_or(part),
             None => name,
         };

@@ -4,10 +4,13 @@ pub(crate) mod keep;
 pub(crate) mod lifecycle;
 pub(crate) mod upgrade;
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
+use varve_agent::sources::Link;
 use varve_agent::upgrade::Context;
 use varve_agent::{Device, Places};
-use varve_fetch::Patience;
+use varve_fetch::{Listener, Notice, Patience, Proxies};
 use varve_sys::task::{Cancel, Progress, Silent};
 use varve_term::{Exit, Form, Shown, out};
 
@@ -21,7 +24,7 @@ pub(crate) struct Session<'a> {
     form: Form,
     verbose: bool,
     places: Places,
-    progress: Box<dyn Progress>,
+    progress: Arc<dyn Progress>,
     cancel: &'a Cancel,
     patience: Patience,
     now: Timestamp,
@@ -57,12 +60,13 @@ impl Session<'_> {
 
 /// Does what the command line asks for.
 pub(crate) fn run(cli: Cli, cancel: &Cancel) -> Answer {
-    let places = match &cli.root {
+    let mut places = match &cli.root {
         Some(root) => Places::at(root, &cli.config()),
         None => Places { config: cli.config(), ..Places::running() },
     };
-    let progress: Box<dyn Progress> =
-        if cli.quiet { Box::new(Silent) } else { Box::new(Shown::new()) };
+    let progress: Arc<dyn Progress> =
+        if cli.quiet { Arc::new(Silent) } else { Arc::new(Shown::new()) };
+    places.link = link(&progress, cli.verbose);
     let session = Session {
         form: cli.form(),
         verbose: cli.verbose,
@@ -90,6 +94,28 @@ pub(crate) fn run(cli: Cli, cancel: &Cancel) -> Answer {
         Command::Completions { shell } => completions(shell),
         Command::Manual { directory } => manual(&directory),
     }
+}
+
+/// The way to the sources, as this program's environment and options have it.
+fn link(progress: &Arc<dyn Progress>, verbose: bool) -> Link {
+    // `HTTP_PROXY` is not read: where a server runs this, its client could set it.
+    let read = |names: &[&str]| {
+        names.iter().find_map(|name| std::env::var(name).ok().filter(|text| !text.is_empty()))
+    };
+    let all = || read(&["all_proxy", "ALL_PROXY"]);
+    let direct = read(&["no_proxy", "NO_PROXY"]).unwrap_or_default();
+    let proxies = Proxies {
+        http: read(&["http_proxy"]).or_else(all),
+        https: read(&["https_proxy", "HTTPS_PROXY"]).or_else(all),
+        direct: direct.split(',').map(|entry| entry.trim().to_owned()).collect(),
+    };
+    let progress = progress.clone();
+    let listener = Listener::new(move |notice: &Notice<'_>| {
+        if verbose || notice.is_news() {
+            progress.note(&notice.to_string());
+        }
+    });
+    Link { proxies, listener: Some(listener) }
 }
 
 fn completions(shell: clap_complete::Shell) -> Answer {

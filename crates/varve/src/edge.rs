@@ -108,7 +108,10 @@ fn answer(error: &Error) -> (Exit, Option<String>) {
             "write `sources = [\"https://…\"]` into /etc/varve/varve.toml, or give --source".into(),
         ),
         Error::Sources(SourcesError::Bad { .. }) => {
-            (Exit::Usage, "mend `sources` in the configuration".into())
+            (Exit::Usage, "mend `sources` or `[network]` in the configuration".into())
+        }
+        Error::Sources(SourcesError::Certificates { .. }) => {
+            (Exit::Usage, "mend `certificates` below `[network]` in the configuration".into())
         }
         Error::Trust(error) => trust(error),
         Error::Choice(error) => choice(error),
@@ -195,6 +198,9 @@ fn device(error: &DeviceError) -> (Exit, String) {
 
 fn trust(error: &TrustError) -> (Exit, String) {
     let text = match error {
+        TrustError::CouldNotCheck { tried } if tried.iter().any(|a| a.error.is_captive()) => {
+            return (Exit::CouldNotCheck, LOGIN.to_owned());
+        }
         TrustError::CouldNotCheck { .. } => {
             return (
                 Exit::CouldNotCheck,
@@ -240,11 +246,16 @@ fn choice(error: &ChoiceError) -> (Exit, String) {
     (Exit::Refused, hint)
 }
 
+const LOGIN: &str = "log in to the network, then run the same command: it goes on where it stopped";
+
 fn fetch(error: &FetchError) -> (Exit, String) {
     if error.is_damage() {
         let hint = "a source gave other bytes than the signed metadata names; none were used\n\
                     what was verified is kept; another source may have it right";
         return (Exit::Untrusted, hint.to_owned());
+    }
+    if error.is_captive() {
+        return (Exit::CouldNotCheck, LOGIN.to_owned());
     }
     let hint = "what was verified is kept: the same command goes on where it stopped";
     (Exit::CouldNotCheck, hint.to_owned())

@@ -57,6 +57,32 @@ timeout = "2 min"
     assert_eq!(Config::parse("", PATH).unwrap(), Config::default());
 }
 
+const NETWORK: [&str; 8] = [
+    "[network]\nproxy = \"socks5://proxy:1080\"\n",
+    "[network]\nproxi = \"http://proxy:3128\"\n",
+    "[network]\nno-proxy = \"local\"\n",
+    "[network]\nrate-limit = \"500 kB\"\n",
+    "[network]\nrate-limit = -1\n",
+    "[network]\nrate-limit = \"10 B/s\"\n",
+    "[network]\nattempts = 0\n",
+    "[network]\nstall = \"soon\"\n",
+];
+
+#[test]
+fn the_way_to_the_sources() {
+    let of = |text: &str| Config::parse(&format!("[network]\n{text}\n"), PATH).unwrap().network;
+    assert_eq!(of("rate-limit = \"500 kB/s\"").rate_limit, Some(Rate(500_000)));
+    assert_eq!(of("rate-limit = 2000").rate_limit, Some(Rate(2000)));
+    let network = of("attempts = 9\nstall = \"2 min\"");
+    assert_eq!((network.attempts, network.stall), (Some(9), Seconds(Duration::from_secs(120))));
+    let environment = varve_fetch::Proxies::all("p:1", vec!["a".into()]);
+    let proxies = of("no-proxy = [\"b\"]").proxies(&environment);
+    assert_eq!((proxies.http.as_deref(), proxies.direct.len()), (Some("p:1"), 2));
+    assert_eq!(of("proxy = \"direct\"").proxies(&environment), Default::default());
+    let proxies = of("proxy = \"http://q:2\"").proxies(&environment);
+    assert_eq!((proxies.https.as_deref(), proxies.direct.len()), (Some("http://q:2"), 0));
+}
+
 /// The whole of what a user sees for each kind of mistake.
 #[test]
 fn mistakes() {
@@ -93,7 +119,7 @@ fn mistakes() {
         "channel = \"é\"\nläyout = 1\n",
     ];
     let mut shown = String::new();
-    for case in cases {
+    for case in cases.into_iter().chain(NETWORK) {
         shown.push_str(&mistake(case));
         shown.push_str("\n\n");
     }

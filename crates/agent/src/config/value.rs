@@ -156,7 +156,7 @@ impl Visitor<'_> for Amount {
     }
 }
 
-fn in_range<'de, D: Deserializer<'de>>(
+pub(super) fn in_range<'de, D: Deserializer<'de>>(
     deserializer: D,
     range: std::ops::RangeInclusive<i64>,
     why: &str,
