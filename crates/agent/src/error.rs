@@ -17,6 +17,7 @@ use varve_sys::task::Cancelled;
 
 use crate::choose::ChoiceError;
 use crate::device::DeviceError;
+use crate::layer::LayerError;
 use crate::plan::Refusal;
 use crate::policy::PolicyError;
 use crate::sources::SourcesError;
@@ -74,6 +75,9 @@ pub enum Error {
         /// Why.
         source: StateError,
     },
+    /// Something about the user's own layers.
+    #[error(transparent)]
+    Layer(#[from] crate::layer::LayerError),
     /// Layers could not be merged.
     #[error(transparent)]
     Merge(#[from] MergeError),
@@ -196,6 +200,7 @@ impl Error {
             Self::Sys(error)
             | Self::Device(DeviceError::Sys(error))
             | Self::Contents(ContentsError::Store(error))
+            | Self::Layer(LayerError::Sys(error))
             | Self::Stage(StageError::Sys(error))
             | Self::Trust(TrustError::Save { source: error, .. })
             | Self::Merge(MergeError::Sys(error))

@@ -48,9 +48,11 @@ pub enum Event {
     Collect,
     /// A deployment was pinned or unpinned.
     Pin,
+    /// The own layers were changed.
+    Layers,
 }
 
-const WORDS: [(Event, &str); 11] = [
+const WORDS: [(Event, &str); 12] = [
     (Event::Init, "init"),
     (Event::Upgrade, "upgrade"),
     (Event::UpgradeFailed, "upgrade-failed"),
@@ -62,6 +64,7 @@ const WORDS: [(Event, &str); 11] = [
     (Event::Merge, "merge"),
     (Event::Collect, "collect"),
     (Event::Pin, "pin"),
+    (Event::Layers, "layers"),
 ];
 
 impl Event {

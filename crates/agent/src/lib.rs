@@ -13,6 +13,7 @@
 //! | [`observe`] | what is |
 //! | [`choose`], [`policy`], [`plan`] | pure: which release, may it, what will it take |
 //! | [`upgrade`] | fetch to promoted |
+//! | [`layer`] | the user's own layers |
 //! | [`init`] | the first deployment of a physical root |
 //! | [`lifecycle`], [`health`] | confirm, roll back, shutdown |
 //! | [`merge`], [`collect`], [`fsck`] | what keeps the disk in order |
@@ -34,6 +35,7 @@ pub mod fsck;
 pub mod health;
 pub mod history;
 pub mod init;
+pub mod layer;
 pub mod lifecycle;
 pub mod merge;
 pub mod observe;

@@ -162,7 +162,10 @@ fn fell_back(
     reason: String,
     context: &Context<'_>,
 ) -> Result<AfterBoot> {
-    remember(device, observed, &current.latest, &reason, context)?;
+    // The same release with other own layers: not the release failed, but what lies over it.
+    if !same_release(observed, &current.latest, booted) {
+        remember(device, observed, &current.latest, &reason, context)?;
+    }
     let back = match &current.previous {
         Some(previous) if previous == booted => transition::roll_back(current)?,
         _ => Selection {
@@ -184,6 +187,13 @@ fn fell_back(
         .with("reason", &reason);
     history::append(device.store.dir(), &record)?;
     Ok(AfterBoot::FellBack { from: current.latest.clone(), to: booted.clone(), reason })
+}
+
+fn same_release(observed: &Observed, one: &DeploymentName, other: &DeploymentName) -> bool {
+    let digest = |name: &DeploymentName| {
+        observed.deployment(name)?.record.release.as_ref().map(|release| release.digest)
+    };
+    digest(one).is_some() && digest(one) == digest(other)
 }
 
 /// Says that what runs works, without asking the health checks. On a device that is not

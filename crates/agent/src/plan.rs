@@ -16,6 +16,7 @@ use varve_rootfs::layout::StagePlan;
 use varve_sys::space::Space;
 
 use crate::config::Config;
+use crate::layer::carry::Conflict;
 
 /// File systems of ours give out room in blocks of this size.
 const BLOCK: u64 = 4096;
@@ -45,6 +46,8 @@ pub struct UpgradePlan {
     /// State paths of the base that the new deployment no longer keeps; what is in them
     /// stays on the disk, unseen.
     pub dropped_state: Vec<StateDir>,
+    /// What the upgrade does to the user's own layers: they are carried on all the same.
+    pub conflicts: Vec<Conflict>,
     /// What is fetched.
     pub fetch: Fetch,
     /// What is written.

@@ -24,7 +24,7 @@ use varve_fetch::contents;
 use varve_fetch::{Metadata, Patience, ReleaseRef, Sources, Trust};
 use varve_format::ContentDigest;
 use varve_format::change::is_directory;
-use varve_format::deployment::{ReleaseRef as Installed, StateDir};
+use varve_format::deployment::{OwnLayer, ReleaseRef as Installed, StateDir};
 use varve_format::manifest::Manifest;
 use varve_format::release::ReleaseRecord;
 use varve_rootfs::layout::{self, Request, StagePlan};
@@ -39,7 +39,7 @@ use crate::error::{Error, Result};
 use crate::observe::Observed;
 use crate::plan::{self, Fetch, UpgradePlan, Write};
 use crate::rejected::Rejection;
-use crate::{policy, sources};
+use crate::{layer, policy, sources};
 
 pub(crate) use run::carry;
 pub use run::{Done, promote};
@@ -177,7 +177,8 @@ pub fn prepare(
             let (manifest, text) = (manifest.into_inner(), text.len() as u64);
             check_policy(device, &manifest)?;
             let target = Target { record: record.into_inner(), manifest, text, release: &release };
-            plan_stage(device, target, base, check, &sources, context)?
+            let own = layer::carried(&observed);
+            plan_stage(device, target, (base, own), check, &sources, context)?
         }
     };
     Ok(Prepared::Ready(Box::new(Ready {
@@ -209,6 +210,7 @@ fn staged_before(
 ) -> Option<Deployment> {
     let config = &device.config;
     let latest = observed.latest().map(Deployment::name);
+    let own = layer::carried(observed);
     let fits = |deployment: &&Deployment| {
         let record = &deployment.record;
         let same = record.release.as_ref().is_some_and(|held| held.digest == release.digest);
@@ -217,6 +219,7 @@ fn staged_before(
             && record.stack.layout() == config.layout
             && record.root_mode == config.root_mode
             && record.state == config.state
+            && layer::same_own(&record.own, &own)
     };
     observed.deployments.iter().rev().find(fits).cloned()
 }
@@ -252,6 +255,7 @@ fn plan_here(
         is_here: true,
         merge: Vec::new(),
         dropped_state: Vec::new(),
+        conflicts: Vec::new(),
         fetch: Fetch::default(),
         write: Write::default(),
         room: Vec::new(),
@@ -272,7 +276,7 @@ pub(crate) struct Target<'a> {
 fn plan_stage(
     device: &Device,
     target: Target<'_>,
-    base: Option<Deployment>,
+    (base, own): (Option<Deployment>, Vec<OwnLayer>),
     check: SourceCheck,
     sources: &Sources,
     context: &Context<'_>,
@@ -312,6 +316,13 @@ fn plan_stage(
         .filter(|path| !kept(path))
         .cloned()
         .collect();
+    // What the plan is laid upon is what the layers lie over now.
+    let conflicts = match &base {
+        Some(base) if !own.is_empty() => {
+            layer::carry::conflicts(store, &own, &store.manifest(base.name())?, &manifest)?
+        }
+        _ => Vec::new(),
+    };
     let here: u64 = stage.incoming.iter().map(|needed| needed.size).sum();
     let plan = UpgradePlan {
         release: installed(release),
@@ -323,6 +334,7 @@ fn plan_stage(
         is_here: false,
         merge,
         dropped_state,
+        conflicts,
         fetch: Fetch {
             bytes: contents.bytes(),
             requests: contents.requests(),

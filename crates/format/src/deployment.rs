@@ -217,6 +217,9 @@ pub struct LayerRecord {
     /// How it came about, for people, such as `run apt install hello`; may be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub made_by: String,
+    /// The deployment whose writable top it was, for a captured layer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub captured_from: Option<DeploymentName>,
     /// Bytes on the disk of what it holds alone, as it was made; none where that was not
     /// counted. A list of layers need not walk them.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -87,12 +87,16 @@ pub fn plan(store: &Store, keep: &Keep) -> Result<CollectPlan, StoreError> {
         used.extend(deployment.record.parts().cloned());
     }
     let mounted = Mounted::new(&keep.mounts);
-    let layers = store.layers()?.items.into_iter().map(|layer| layer.name);
+    let mut layers = Vec::new();
+    for layer in store.layers()?.items {
+        // What its user made is deleted when its user says so, and not before.
+        if !layer.kind.is_own() || store.is_layer_removed(&layer.name)? {
+            layers.push(layer.name);
+        }
+    }
     let trees = store.trees()?.items;
     if plan.blocked_by.is_empty() {
-        for (names, going) in
-            [(layers.collect::<Vec<_>>(), &mut plan.layers), (trees, &mut plan.trees)]
-        {
+        for (names, going) in [(layers, &mut plan.layers), (trees, &mut plan.trees)] {
             for name in names.into_iter().filter(|name| !used.contains(name)) {
                 let list = if mounted.has(&name) { &mut plan.held_by_mounts } else { &mut *going };
                 list.push(name);

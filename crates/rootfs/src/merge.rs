@@ -144,6 +144,7 @@ pub fn merge(
         release: newest.release,
         title: newest.title,
         made_by: String::new(),
+        captured_from: None,
         size: sizes(store, folded)?,
     };
     let staging = begin(store, name)?;

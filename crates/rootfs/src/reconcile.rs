@@ -130,11 +130,29 @@ impl Work {
                 // An opaque directory was made anew by the user: nothing of it is the
                 // release's.
                 if !view::is_opaque(upper, name)? {
-                    self.directory(&upper.open_dir(name)?, &path)?;
+                    let below = upper.open_dir(name)?;
+                    self.directory(&below, &path)?;
+                    self.prune(upper, name, &below, &path)?;
                 }
             } else {
                 self.changed_here(upper, name, path, stat)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Takes away a directory in which nothing is left and which says nothing of its own:
+    /// the new release shows it with the same owner, rights and attributes.
+    fn prune(&mut self, upper: &Dir, name: &OsString, below: &Dir, path: &TreePath) -> Result<()> {
+        let Some(there) = self.new.dir(path.as_path())? else { return Ok(()) };
+        let said = |dir: &Dir| -> Result<_> {
+            let stat = dir.stat(".")?;
+            let mut xattrs = dir.xattrs(".")?;
+            xattrs.retain(|(name, _)| !varve_format::manifest::is_overlay_private(name));
+            Ok((stat.mode, stat.uid, stat.gid, xattrs))
+        };
+        if below.names()?.is_empty() && said(below)? == said(there.top())? {
+            upper.rmdir(name)?;
         }
         Ok(())
     }

@@ -4,13 +4,14 @@
 //! Callers: compose (a layer must not stand a directory where the system has a link), the
 //! update manager's checks (where is init, where is a library).
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 
 use varve_format::TreePath;
 use varve_sys::{Dir, FileType, Result, Stat};
 
-use crate::view::MergedWalk;
+use crate::view::{Looked, MergedWalk};
 
 /// As many links as the kernel follows (MAXSYMLINKS).
 const MAX_LINKS: usize = 40;
@@ -58,6 +59,14 @@ impl Resolver {
     /// view has no directory there.
     pub fn directory(&mut self, path: &TreePath) -> Result<Option<&Dir>> {
         Ok(self.walk.dir(path.as_path())?.map(|merged| merged.top()))
+    }
+
+    /// The names that show in the directory at a path, no link followed.
+    pub fn names(&mut self, path: &TreePath) -> Result<Vec<OsString>> {
+        let Some(merged) = self.walk.dir(path.as_path())? else { return Ok(Vec::new()) };
+        let names = merged.names()?.into_iter();
+        let shows = |(name, looked)| matches!(looked, Looked::Found(_)).then_some(name);
+        Ok(names.filter_map(shows).collect())
     }
 
     /// Opens the file that a path leads to; none when it leads to no file.

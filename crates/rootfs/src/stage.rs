@@ -320,6 +320,7 @@ impl Verified<'_> {
                 release: record.release.clone(),
                 title: String::new(),
                 made_by: String::new(),
+                captured_from: None,
                 size: Some(plan.layer_bytes(manifest)),
             };
             write_layer_record(&staging.open_dir(LAYER)?, &layer)?;

@@ -129,7 +129,7 @@ pub fn carry(
             let beside = target.open_dir(&slug)?;
             beside.remove_all(UPPER)?;
             copy::copy_tree(&old, UPPER, &beside, UPPER)?;
-            let (was, is) = (store.root_dirs(from)?, store.root_dirs(to)?);
+            let (was, is) = (known_to(store, from, to)?, store.root_dirs(to)?);
             reports.extend(reconcile(&beside.open_dir(UPPER)?, &path, was, is)?);
         }
     }
@@ -142,6 +142,19 @@ pub fn carry(
     durable::sync_directory(&versioned)?;
     durable::discard(&versioned, &new, store.trash())?;
     Ok(reports)
+}
+
+/// What the changes in `from`'s tops were made over: its own root, and the layers of `to`
+/// that were captured from it, which hold nothing but such changes.
+fn known_to(store: &Store, from: &DeploymentRecord, to: &DeploymentRecord) -> Result<Vec<Dir>> {
+    let mut dirs = Vec::new();
+    for name in to.own_on().filter(|name| !from.parts().any(|part| part == *name)) {
+        if store.layer(name)?.captured_from.as_ref() == Some(&from.name) {
+            dirs.push(store.layer_tree(name)?);
+        }
+    }
+    dirs.extend(store.root_dirs(from)?);
+    Ok(dirs)
 }
 
 /// Removes half-made state, and versioned state of no deployment. Gives what went,

@@ -19,7 +19,7 @@
 
 use std::path::Path;
 
-use varve_format::deployment::{DeploymentRecord, LayerRecord, RecordError, Stack};
+use varve_format::deployment::{DeploymentRecord, LayerRecord, OwnLayer, RecordError, Stack};
 use varve_format::manifest::{MAX_TEXT, Manifest, ManifestError};
 use varve_format::{ContentDigest, DeploymentName, LayerName};
 use varve_sys::{Dir, FileType, SysError, durable};
@@ -30,6 +30,7 @@ const RECORD: &str = "deployment.toml";
 pub(crate) const MANIFEST: &str = "manifest";
 const CONFIRMED: &str = "confirmed";
 const PINNED: &str = "pinned";
+const REMOVED: &str = "removed";
 pub(crate) const LAYER_RECORD: &str = "layer.toml";
 pub(crate) const LAYER_TREE: &str = "tree";
 
@@ -301,6 +302,31 @@ impl Store {
             });
         }
         Ok(record)
+    }
+
+    /// Whether its user removed the layer: it goes once no deployment names it.
+    pub fn is_layer_removed(&self, name: &LayerName) -> Result<bool> {
+        Ok(self.layers.open_dir(name)?.stat_opt(REMOVED)?.is_some())
+    }
+
+    /// Sets or clears, durably, its user's wish that a layer goes.
+    pub fn set_layer_removed(&self, name: &LayerName, removed: bool) -> Result<()> {
+        let dir = self.layers.open_dir(name)?;
+        match (removed, dir.stat_opt(REMOVED)?.is_some()) {
+            (true, false) => Ok(durable::replace_file(&dir, REMOVED, b"", 0o644)?),
+            (false, true) => {
+                dir.unlink(REMOVED)?;
+                Ok(durable::sync_directory(&dir)?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Replaces the own layers of a deployment that nothing boots yet, durably.
+    pub fn replace_own(&self, deployment: &Deployment, own: Vec<OwnLayer>) -> Result<Deployment> {
+        let record = DeploymentRecord { own, ..deployment.record.clone() };
+        self.replace_record(&record)?;
+        Ok(Deployment { record, ..deployment.clone() })
     }
 
     /// A layer's directory in overlay form.

@@ -1,5 +1,7 @@
 //! What can be asked for, as the help and the manual tell it.
 
+pub(crate) mod layer;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
@@ -135,6 +137,13 @@ pub(crate) enum Command {
     /// The new layer is made of hard links beside the old ones, compared with the
     /// manifest, and takes their place in the record. What runs is not disturbed.
     Merge(Merge),
+
+    /// Your own layers over the release: add, capture, switch off, look at
+    ///
+    /// Each change is for the next boot, which tries it, and is taken back by
+    /// `varve rollback`. The running system is not touched.
+    #[command(subcommand)]
+    Layer(layer::Layer),
 
     /// At shutdown: carry changed state to what boots next, give an unjudged try back
     #[command(hide = true)]

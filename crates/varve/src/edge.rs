@@ -1,6 +1,7 @@
 //! The edge: each error's exit code, and what its user can do about it.
 
 use varve_agent::choose::ChoiceError;
+use varve_agent::layer::LayerError;
 use varve_agent::plan::Refusal;
 use varve_agent::policy::PolicyError;
 use varve_agent::sources::SourcesError;
@@ -172,9 +173,31 @@ fn answer(error: &Error) -> (Exit, Option<String>) {
             (Exit::Failed, "boot a deployment and run `varve confirm` in it".into())
         }
         Error::Store(StoreError::NoStore { .. }) => no_store(),
+        Error::Layer(error) => return layer(error),
         _ => return (Exit::Failed, None),
     };
     (exit, Some(hint))
+}
+
+fn layer(error: &LayerError) -> (Exit, Option<String>) {
+    let hint = match error {
+        LayerError::NoLayer { .. }
+        | LayerError::Ambiguous { .. }
+        | LayerError::NotOwn { .. }
+        | LayerError::NotInStack { .. } => "`varve layer list` shows which there are",
+        LayerError::Taken { .. } => "take another name; `varve layer list` shows what is there",
+        LayerError::NothingToCapture { .. } => {
+            "what lies in state paths such as /etc follows the system by itself"
+        }
+        LayerError::Device { .. } => "if you mean it, allow it in [policy] of the configuration",
+        LayerError::Room { .. } => "`varve collect` frees what nothing needs",
+        LayerError::Title { .. } => return (Exit::Usage, None),
+        LayerError::NothingChanges | LayerError::Source { .. } | LayerError::Compose { .. } => {
+            "nothing was changed"
+        }
+        _ => return (Exit::Failed, None),
+    };
+    (Exit::Refused, Some(hint.to_owned()))
 }
 
 fn no_store() -> (Exit, String) {

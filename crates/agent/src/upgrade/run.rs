@@ -17,6 +17,7 @@ use crate::config::Verify;
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
 use crate::history::{self, Event, Record};
+use crate::layer::check::SwitchedOff;
 use crate::observe::Observed;
 use crate::{plan, selection};
 
@@ -40,6 +41,8 @@ pub struct Done {
     pub tries: u8,
     /// Files of versioned state that were changed here and by the release.
     pub reconciled: Vec<Reconciled>,
+    /// Own layers with which the new system would not boot: switched off for the trial.
+    pub switched_off: Vec<SwitchedOff>,
     /// What was deleted afterwards.
     pub collected: Vec<String>,
 }
@@ -70,6 +73,7 @@ impl Ready {
             self.stage(device, writer, context)?;
         // From here on it takes a moment: what is done is not left half done.
         let observed = Observed::look(device)?;
+        let (deployment, switched_off) = crate::layer::bootable(device, deployment)?;
         let reconciled = carry(&device.store, &observed, &deployment)?;
         let tries = device.config.tries;
         promote(&device.store, writer, &observed, &deployment, Some(tries))?;
@@ -89,6 +93,7 @@ impl Ready {
             files_verified,
             tries,
             reconciled,
+            switched_off,
             collected,
         })
     }
@@ -211,6 +216,7 @@ fn stage(
     plan: &plan::UpgradePlan,
     context: &Context<'_>,
 ) -> Result<(Deployment, u64)> {
+    let own = crate::layer::carried(&Observed::look(device)?);
     let Parts { record, manifest, stage, .. } = parts;
     let layout = layout::of(device.config.layout);
     let staged = layout.stage(&device.store, stage, &manifest, context.progress, context.cancel);
@@ -231,7 +237,7 @@ fn stage(
         release: Some(plan.release.clone()),
         kernel: record.kernel,
         state: device.config.state.clone(),
-        own: Vec::new(),
+        own,
         title: String::new(),
     })?;
     Ok((deployment, files_read))

@@ -205,6 +205,9 @@ fn sentence(record: &Record) -> String {
             "true" => format!("{} pinned", get("deployment")),
             _ => format!("{} unpinned", get("deployment")),
         },
+        Some(Event::Layers) => {
+            format!("layers: {}, for the next boot ({})", get("what"), get("deployment"))
+        }
         None => {
             let fields = record.fields.iter().map(|(key, value)| format!(" {key}={value}"));
             format!("{}{}", record.word, fields.collect::<String>())

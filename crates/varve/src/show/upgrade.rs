@@ -1,6 +1,7 @@
 //! What `init`, `check` and `upgrade` say.
 
 use varve_agent::init::Made;
+use varve_agent::layer::carry::{Conflict, What as Hides};
 use varve_agent::plan::UpgradePlan;
 use varve_agent::rejected::Rejection;
 use varve_agent::upgrade::Done;
@@ -112,6 +113,9 @@ pub(crate) fn plan(plan: &UpgradePlan) -> String {
     for path in &plan.dropped_state {
         line("state", format!("{path} is no longer kept: what is in it stays on the disk, unseen"));
     }
+    for conflict in &plan.conflicts {
+        line("layer", self::conflict(conflict));
+    }
     for room in &plan.room {
         let free = room.free.saturating_sub(room.reserve);
         let inodes = match room.free_inodes {
@@ -125,6 +129,27 @@ pub(crate) fn plan(plan: &UpgradePlan) -> String {
         );
     }
     text
+}
+
+fn conflict(conflict: &Conflict) -> String {
+    let Conflict { layer, path, what } = conflict;
+    let off = format!("kept; without it: varve layer off {layer}");
+    match what {
+        Hides::HidesChanged => {
+            format!("{layer} hides {path}, which the release changed ({off})")
+        }
+        Hides::HidesNew => format!("{layer} hides {path}, which is new in the release ({off})"),
+        Hides::RemovesChanged => {
+            format!("{layer} removes {path}, which the release changed ({off})")
+        }
+        Hides::ReplacesChanged { paths } => {
+            let paths = plural(*paths, "path", "paths");
+            format!("{layer} replaces {path}, in which the release changed {paths} ({off})")
+        }
+        Hides::NeedsLibrary { library } => format!(
+            "{path} of {layer} needs {library}, which the release no longer has: add it to the layer, or varve layer off {layer}"
+        ),
+    }
 }
 
 pub(crate) fn upgraded(answer: &Upgraded) -> String {
@@ -164,6 +189,12 @@ fn ready(done: &Done) -> String {
         ".\nThe next boot tries it, up to {}; reboot when it suits you.\n",
         plural(done.tries.into(), "time", "times")
     ));
+    for off in &done.switched_off {
+        text.push_str(&format!(
+            "{} is switched off for the trial: with it {}.\n",
+            off.layer, off.problem
+        ));
+    }
     for file in &done.reconciled {
         let what = match file.outcome {
             Outcome::Merged => "changed here and by the release: both changes are in it",

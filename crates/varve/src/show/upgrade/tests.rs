@@ -22,6 +22,7 @@ fn a_plan() -> UpgradePlan {
         is_here: false,
         merge: vec!["debian-13.1".parse().unwrap(), "debian-13.0".parse().unwrap()],
         dropped_state: vec![varve_format::deployment::StateDir::new("/srv").unwrap()],
+        conflicts: Vec::new(),
         fetch: Fetch {
             bytes: 31_234_567,
             requests: 3,
@@ -96,6 +97,7 @@ fn answers() {
                 outcome("etc/old", Outcome::KeptAlone),
                 outcome("etc/motd", Outcome::StaysDeleted),
             ],
+            switched_off: Vec::new(),
             collected: vec!["debian-13.0".to_owned()],
         }),
         passed_over: Vec::new(),

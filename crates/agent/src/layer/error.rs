@@ -1,0 +1,112 @@
+//! Why something about the user's own layers was not done.
+
+use std::path::PathBuf;
+
+use varve_format::deployment::LayerKind;
+use varve_format::{LayerName, TreePath};
+use varve_rootfs::compose::ComposeError;
+use varve_rootfs::merge::FoldError;
+use varve_sys::SysError;
+
+/// Why not.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayerError {
+    /// No layer has this name or title.
+    #[error("there is no layer {name:?}")]
+    NoLayer {
+        /// What was asked for.
+        name: String,
+    },
+    /// Several layers have this title.
+    #[error("several layers are called {title:?}: use the layer's name")]
+    Ambiguous {
+        /// What was asked for.
+        title: String,
+    },
+    /// A layer of the release.
+    #[error("{name} is a layer of the release ({kind}), not one of yours")]
+    NotOwn {
+        /// Which.
+        name: LayerName,
+        /// What it is.
+        kind: LayerKind,
+    },
+    /// The name is in use.
+    #[error("there is a layer {name} already")]
+    Taken {
+        /// Which.
+        name: LayerName,
+    },
+    /// The deployment does not have this layer.
+    #[error("{name} is not in the stack that boots next")]
+    NotInStack {
+        /// Which.
+        name: LayerName,
+    },
+    /// It is so already.
+    #[error("nothing would change")]
+    NothingChanges,
+    /// A title that does not fit into a list.
+    #[error("{title:?} is no title: 1 to 60 printable characters are expected")]
+    Title {
+        /// What was given.
+        title: String,
+    },
+    /// There is no writable top, or nothing in it.
+    #[error("there is nothing to capture: {why}")]
+    NothingToCapture {
+        /// Why.
+        why: String,
+    },
+    /// The changes could not be copied.
+    #[error("the changes could not be copied")]
+    Capture(#[source] FoldError),
+    /// A source is nothing that a layer can be made of.
+    #[error("{path} cannot become a layer: {why}", path = path.display())]
+    Source {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// A source cannot be read.
+    #[error("{path} cannot be read", path = path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// What a source holds cannot lie over this system.
+    #[error("{path} cannot lie over this system", path = path.display())]
+    Compose {
+        /// Which source.
+        path: PathBuf,
+        /// Why.
+        source: ComposeError,
+    },
+    /// A device node, which this device does not take.
+    #[error("device nodes are forbidden on this device, and there is one at {path}")]
+    Device {
+        /// Where.
+        path: TreePath,
+    },
+    /// More than there is room for.
+    #[error("there is no room for it: {free} bytes may be used")]
+    Room {
+        /// Bytes that may be used, without the reserve.
+        free: u64,
+    },
+    /// The disk.
+    #[error(transparent)]
+    Sys(#[from] SysError),
+}
+
+impl LayerError {
+    /// A source that cannot be read.
+    pub(crate) fn read(path: &std::path::Path) -> impl Fn(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Read { path: path.clone(), source }
+    }
+}

@@ -1,0 +1,154 @@
+//! `varve layer …`, as the help tells it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueHint};
+use varve_format::LayerName;
+
+/// What to do about the user's own layers.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Layer {
+    /// Which layers there are: those of the system that boots next, newest first
+    List,
+
+    /// What a layer is, and what it takes
+    Show(Which),
+
+    /// What a layer changes, path by path
+    Diff(Which),
+
+    /// Freeze what was changed at the root of the running system as a layer
+    ///
+    /// Needs root-mode "persistent" or "volatile". From the next boot on the changes come
+    /// from the layer and the writable top is empty. What lies in state paths (/etc,
+    /// /home) is not part of it: it follows the system by itself.
+    Capture(Capture),
+
+    /// Make a layer of directories, tars and Debian packages
+    ///
+    /// A directory of the system keeps its owner and rights. A package's scripts are not
+    /// run; which it has is said. dpkg knows the package from the next boot on.
+    Add(Add),
+
+    /// Mount a layer from the next boot on
+    On(Switch),
+
+    /// Leave a layer out from the next boot on; it keeps its place
+    Off(Switch),
+
+    /// Put a layer elsewhere in the stack
+    Move(Move),
+
+    /// Take a layer out of the stack; it is deleted once no deployment needs it
+    Remove(Switch),
+
+    /// Give a layer another title, for lists and menus
+    Rename(Rename),
+}
+
+/// One layer.
+#[derive(Debug, Args)]
+pub(crate) struct Which {
+    /// Its name or title: see `varve layer list`
+    pub layer: String,
+}
+
+/// One layer, for the next boot.
+#[derive(Debug, Args)]
+pub(crate) struct Switch {
+    /// Its name or title: see `varve layer list`
+    pub layer: String,
+
+    /// Say what would be; change nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// Reboot into it
+    #[arg(long, conflicts_with = "dry_run")]
+    pub reboot: bool,
+}
+
+/// See [`Layer::Capture`].
+#[derive(Debug, Args)]
+pub(crate) struct Capture {
+    /// The layer's name
+    pub name: LayerName,
+
+    /// For people: what is in it
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub title: String,
+
+    /// Copy and check it, then throw it away
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// Reboot into it
+    #[arg(long, conflicts_with = "dry_run")]
+    pub reboot: bool,
+}
+
+/// See [`Layer::Add`].
+#[derive(Debug, Args)]
+pub(crate) struct Add {
+    /// Directories, tars (plain, gzip, xz, zstd) and .deb files; a later one wins
+    #[arg(required = true, value_name = "DIR|TAR|DEB", value_hint = ValueHint::AnyPath)]
+    pub sources: Vec<PathBuf>,
+
+    /// The layer's name [default: made of the first source's]
+    #[arg(long)]
+    pub name: Option<LayerName>,
+
+    /// For people: what is in it
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub title: String,
+
+    /// Make and check it, then throw it away
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// Reboot into it
+    #[arg(long, conflicts_with = "dry_run")]
+    pub reboot: bool,
+}
+
+/// See [`Layer::Move`].
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("place").required(true))]
+pub(crate) struct Move {
+    /// Its name or title
+    pub layer: String,
+
+    /// Over all others
+    #[arg(long, group = "place")]
+    pub top: bool,
+
+    /// Under all your other layers
+    #[arg(long, group = "place")]
+    pub bottom: bool,
+
+    /// Directly over this one
+    #[arg(long, value_name = "LAYER", group = "place")]
+    pub above: Option<String>,
+
+    /// Directly under this one
+    #[arg(long, value_name = "LAYER", group = "place")]
+    pub below: Option<String>,
+
+    /// Say what would be; change nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+}
+
+/// See [`Layer::Rename`].
+#[derive(Debug, Args)]
+pub(crate) struct Rename {
+    /// Its name or title
+    pub layer: String,
+
+    /// The new title
+    pub title: String,
+
+    /// Say what would be; change nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+}
