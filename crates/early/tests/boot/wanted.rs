@@ -27,6 +27,7 @@ impl Disk {
                 release: None,
                 title: String::new(),
                 made_by: String::new(),
+                captured_from: None,
                 size: Some(1000),
             };
             put(&tree.parent().unwrap().join("layer.toml"), &record.to_text());
