@@ -119,6 +119,7 @@ mod tests {
     fn deployment(n: u8, pinned: bool) -> Deployment {
         let record = DeploymentRecord {
             format: FORMAT,
+            fresh_root: false,
             own: Vec::new(),
             title: String::new(),
             name: format!("d{n}").parse().unwrap(),

@@ -127,7 +127,11 @@ pub fn init(places: Places, init: &Init<'_>, context: &Context<'_>) -> Result<Ma
 fn usual_state() -> Vec<StatePath> {
     let state = USUAL_STATE.into_iter();
     state
-        .map(|(path, mode)| StatePath { path: StateDir::new(path).expect("absolute"), mode })
+        .map(|(path, mode)| StatePath {
+            path: StateDir::new(path).expect("absolute"),
+            mode,
+            fresh: false,
+        })
         .collect()
 }
 
@@ -139,7 +143,7 @@ fn made_up(sources: &[Source], state: &[StatePath]) -> String {
     let list: Vec<_> = sources.iter().map(|source| format!("{:?}", source.to_string())).collect();
     text.push_str(&list.join(", "));
     text.push_str("]\n");
-    for StatePath { path, mode } in state {
+    for StatePath { path, mode, .. } in state {
         let mode = if *mode == StateMode::Versioned { "versioned" } else { "shared" };
         text.push_str(&format!("\n[[state]]\npath = \"{path}\"\nmode = {mode:?}\n"));
     }

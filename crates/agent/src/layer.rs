@@ -4,7 +4,7 @@
 //! ```text
 //! capture  the writable top          -.
 //! add      directory, tar, .deb       |--> a layer in staging -.
-//!                                                               v
+//! run      a command, what it changed |                         v
 //! on, off, move, remove ------------------------> another list of own layers
 //!   -> static checks -> a new deployment -> state carried -> promoted on trial
 //! ```
@@ -23,6 +23,7 @@ pub mod dpkg;
 pub mod elf;
 mod error;
 mod look;
+mod run;
 
 use serde::Serialize;
 use varve_format::deployment::{FORMAT, LayerKind, LayerRecord, OwnLayer, StatePath};
@@ -37,6 +38,7 @@ pub use capture::capture;
 pub use deb::Package;
 pub use error::LayerError;
 pub use look::{DiffEntry, LayerStatus, Place, What, diff, list, show};
+pub use run::run;
 
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
@@ -221,7 +223,7 @@ pub fn change(
         return Err(LayerError::NothingChanges.into());
     }
     let what = format!("{word} {name}");
-    let proposed = Proposed { own, state: base.record.state.clone(), what, layer: None };
+    let proposed = Proposed { own, state: kept(base), fresh_root: false, what, layer: None };
     let result = if same {
         // In no stack: there is nothing to boot anew, and only its mark to set.
         let own = base.record.own.clone();
@@ -264,10 +266,17 @@ pub fn rename(
     Ok(LayerRecord { title: title.to_owned(), ..layer })
 }
 
+/// The state paths of a deployment, none of them to begin anew.
+pub(crate) fn kept(base: &Deployment) -> Vec<StatePath> {
+    let state = base.record.state.iter().cloned();
+    state.map(|path| StatePath { fresh: false, ..path }).collect()
+}
+
 /// What is to boot next.
 pub(crate) struct Proposed<'a> {
     pub(crate) own: Vec<OwnLayer>,
     pub(crate) state: Vec<StatePath>,
+    pub(crate) fresh_root: bool,
     /// For the history and for people: `add games`.
     pub(crate) what: String,
     pub(crate) layer: Option<(Draft<'a>, LayerRecord)>,
@@ -283,7 +292,7 @@ pub(crate) fn propose(
     dry_run: bool,
     context: &Context<'_>,
 ) -> Result<Changed> {
-    let Proposed { mut own, state, what, layer } = proposed;
+    let Proposed { mut own, state, fresh_root, what, layer } = proposed;
     let (name, new) = match &layer {
         Some((draft, record)) => {
             (draft.deployment().clone(), Some((record.name.clone(), draft.tree())))
@@ -309,7 +318,7 @@ pub(crate) fn propose(
         return Ok(changed);
     }
     let created = context.now.as_second();
-    let request = Restack { base, name, created, own, state, title: what.clone() };
+    let request = Restack { base, name, created, own, state, fresh_root, title: what.clone() };
     let layer = layer.as_ref().map(|(_, record)| record.clone()).zip(layer.map(|(draft, _)| draft));
     let deployment = match layer {
         Some((record, draft)) => own::restack(&device.store, &request, Some((draft, &record)))?,

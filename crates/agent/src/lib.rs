@@ -14,6 +14,7 @@
 //! | [`choose`], [`policy`], [`plan`] | pure: which release, may it, what will it take |
 //! | [`upgrade`] | fetch to promoted |
 //! | [`layer`] | the user's own layers |
+//! | [`reset`] | back to what the release has |
 //! | [`init`] | the first deployment of a physical root |
 //! | [`lifecycle`], [`health`] | confirm, roll back, shutdown |
 //! | [`merge`], [`collect`], [`fsck`] | what keeps the disk in order |
@@ -43,6 +44,7 @@ pub mod plan;
 pub mod policy;
 pub mod ps;
 pub mod rejected;
+pub mod reset;
 pub mod selection;
 pub mod sources;
 pub mod upgrade;

@@ -218,7 +218,7 @@ fn staged_before(
         same && !again
             && record.stack.layout() == config.layout
             && record.root_mode == config.root_mode
-            && record.state == config.state
+            && layer::kept(deployment) == config.state
             && layer::same_own(&record.own, &own)
     };
     observed.deployments.iter().rev().find(fits).cloned()

@@ -484,3 +484,116 @@ fn adding_survives_power_cuts() {
     });
     assert!(states > 30, "only {states} states");
 }
+
+fn run(lab: &Lab, name: &str, command: &[&str]) -> Result<Changed, Error> {
+    let name = name.parse().unwrap();
+    let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
+    with_writer(lab, |device, writer, context| {
+        layer::run(device, writer, &name, "", &command, false, context)
+    })
+}
+
+/// A system in which a command can run: this machine's static shell.
+fn runnable() -> Option<Lab> {
+    let shell = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|path| Path::new(path).exists());
+    let Some(shell) = shell else {
+        eprintln!("=== NOT RUN: there is no static shell (busybox) to run in a copy ===");
+        return None;
+    };
+    let lab = Lab::below(crash::scratch());
+    let status = "Package: base\nStatus: install ok installed\nArchitecture: all\nVersion: 1\n";
+    lab.tree()
+        .file("usr/bin/busybox", fs::read(shell).unwrap())
+        .file("var/lib/dpkg/status", status)
+        .file("var/log/old", "old")
+        .link("bin", "usr/bin");
+    use std::os::unix::fs::PermissionsExt;
+    let busybox = lab.tree().0.join("usr/bin/busybox");
+    fs::set_permissions(busybox, fs::Permissions::from_mode(0o755)).unwrap();
+    for dir in ["proc", "dev", "sys", "tmp"] {
+        fs::create_dir_all(lab.tree().0.join(dir)).unwrap();
+    }
+    lab.publish("r1");
+    lab.init();
+    Some(lab)
+}
+
+#[test]
+fn what_a_command_changes_becomes_a_layer() {
+    let Some(lab) = runnable() else { return };
+    let before = fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+    let script = "set -e; cd /; busybox test -e /proc/self/status; busybox test -d /sys/kernel
+        echo made > usr/bin/made; busybox rm usr/bin/tool; echo log > var/log/new
+        echo t > tmp/t; echo 'ann:x:1000:1000::/:/bin/sh' >> etc/passwd
+        printf '\\nPackage: vim\\nStatus: install ok installed\\nArchitecture: all\\nVersion: 9\\n' >> var/lib/dpkg/status";
+    let changed = run(&lab, "made", &["/bin/busybox", "sh", "-c", script]).unwrap();
+    assert_eq!(shown(&changed.after), "made");
+    let after = fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+    assert_eq!(before, after, "nothing of it is mounted here");
+    assert_eq!(shows(&lab, "usr/bin/made").as_deref(), Some(&b"made\n"[..]));
+    assert_eq!(shows(&lab, "usr/bin/tool"), None);
+    let tree = lab.disk().join("varve/layers/made/tree");
+    assert!(!tree.join("var/log/new").exists() && !tree.join("tmp").exists());
+    assert!(!tree.join("var/lib/dpkg/status").exists());
+    let updates: Vec<_> =
+        fs::read_dir(tree.join("var/lib/dpkg/updates")).unwrap().map(|e| e.unwrap()).collect();
+    let update = fs::read_to_string(updates[0].path()).unwrap();
+    assert!(update.contains("Package: vim") && !update.contains("Package: base"), "{update}");
+    accept(&lab);
+
+    // A second one sees the first, and finds no interrupted dpkg.
+    let script = "set -e; busybox test -e /usr/bin/made
+        busybox grep -q vim /var/lib/dpkg/status; busybox test ! -e /var/lib/dpkg/updates/[0-9]*
+        echo 2 > /usr/bin/two";
+    run(&lab, "second", &["/bin/busybox", "sh", "-c", script]).unwrap();
+    let tree = lab.disk().join("varve/layers/second/tree");
+    assert!(!tree.join("var/lib/dpkg/updates").exists(), "dpkg's packages did not change");
+    // A failure, and nothing, leave nothing.
+    for (command, why) in [("exit 3", "exit status: 3"), ("true", "changed nothing")] {
+        let error = run(&lab, "none", &["/bin/busybox", "sh", "-c", command]).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    assert!(run(&lab, "none", &["/no/such/program"]).is_err());
+    assert!(!lab.disk().join("varve/layers/none").exists());
+    assert!(fs::read_dir(lab.disk().join("varve/staging")).unwrap().next().is_none());
+}
+
+#[test]
+fn a_reset_begins_anew_and_is_taken_back() {
+    use varve_agent::reset::{Level, reset};
+    let lab = device();
+    let etc = |name: &str| lab.disk().join("varve/state/versioned").join(name).join("etc/upper");
+    fs::write(etc("r1").join("mine"), "mine").unwrap();
+    let games = source(&lab, "games", &[("usr/bin/game", b"chess")]);
+    add(&lab, "games", &[games]).unwrap();
+    let before = accept(&lab);
+    let act = |level| {
+        with_writer(&lab, |device, writer, context| {
+            reset(device, writer, level, false, context).unwrap()
+        })
+    };
+    let done = act(Level::Etc);
+    let name = done.changed.deployment.unwrap();
+    assert_eq!(own(&lab, name.as_str()), "games");
+    assert!(!etc(name.as_str()).join("mine").exists());
+    assert!(etc(name.as_str()).join("varve/varve.toml").exists(), "it knows its updates still");
+    // The state of what runs is carried at shutdown, but not into a fresh one.
+    lab.finalize();
+    assert!(!etc(name.as_str()).join("mine").exists());
+    lab.roll_back().unwrap();
+    assert_eq!(lab.selection().latest.as_str(), before);
+    assert_eq!(fs::read(etc(&before).join("mine")).unwrap(), b"mine");
+
+    let done = act(Level::All);
+    let all = done.changed.deployment.unwrap();
+    assert_eq!(own(&lab, all.as_str()), "-games");
+    assert_eq!(done.left.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/var"]);
+    accept(&lab);
+    fs::write(etc(all.as_str()).join("later"), "later").unwrap();
+    // What is changed after a reset is carried on like any other.
+    change(&lab, &Change::On("games".into())).unwrap();
+    let next = accept(&lab);
+    assert_eq!(fs::read(etc(&next).join("later")).unwrap(), b"later");
+    lab.publish("r2");
+    assert_eq!(own(&lab, lab.upgrade().deployment.as_str()), "games");
+}

@@ -74,6 +74,7 @@ impl Disk {
         self.numbers += 1;
         DeploymentRecord {
             format: FORMAT,
+            fresh_root: false,
             own: Vec::new(),
             title: String::new(),
             name: name.parse().unwrap(),
@@ -193,7 +194,7 @@ fn is_read_only(directory: &Path) -> bool {
 }
 
 fn state(path: &str, mode: StateMode) -> StatePath {
-    StatePath { path: StateDir::new(path).unwrap(), mode }
+    StatePath { path: StateDir::new(path).unwrap(), mode, fresh: false }
 }
 
 #[test]

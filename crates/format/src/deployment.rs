@@ -43,6 +43,9 @@ pub struct DeploymentRecord {
     /// are off too, in their places. The deployment's manifest knows nothing of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub own: Vec<OwnLayer>,
+    /// Whether the writable top of its root begins anew, as [`StatePath::fresh`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fresh_root: bool,
     /// For people: what is special about it; may be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub title: String,
@@ -140,6 +143,10 @@ pub struct StatePath {
     pub path: StateDir,
     /// How.
     pub mode: StateMode,
+    /// Versioned state that begins anew with this deployment (a reset): the changes of
+    /// the one before are not carried to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fresh: bool,
 }
 
 /// An absolute path of a state directory, checked; never the root itself.
@@ -386,7 +393,9 @@ mod tests {
             state: vec![StatePath {
                 path: StateDir::new("/etc").unwrap(),
                 mode: StateMode::Versioned,
+                fresh: true,
             }],
+            fresh_root: false,
             own: vec![OwnLayer {
                 layer: "games".parse().unwrap(),
                 on: false,

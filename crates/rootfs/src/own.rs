@@ -51,6 +51,16 @@ impl Draft<'_> {
         &self.name
     }
 
+    /// A directory beside the tree, for what is to become it; gone with the staging.
+    pub fn scratch(&self) -> varve_sys::Result<Dir> {
+        self.staging.make_dir(stage::SCRATCH, 0o700)
+    }
+
+    /// Deletes the directory beside the tree.
+    pub fn drop_scratch(&self) -> varve_sys::Result<()> {
+        self.staging.remove_all(stage::SCRATCH)
+    }
+
     /// Deletes it.
     pub fn abandon(self) -> varve_sys::Result<()> {
         durable::discard(self.store.staging(), self.name.as_str(), self.store.trash())
@@ -70,6 +80,8 @@ pub struct Restack<'a> {
     pub own: Vec<OwnLayer>,
     /// The state paths from now on.
     pub state: Vec<StatePath>,
+    /// Whether the writable top of the root begins anew.
+    pub fresh_root: bool,
     /// For people.
     pub title: String,
 }
@@ -120,6 +132,7 @@ fn prepare(
         number: store.next_number()?,
         own: restack.own.clone(),
         state: restack.state.clone(),
+        fresh_root: restack.fresh_root,
         title: restack.title.clone(),
         ..base.clone()
     };

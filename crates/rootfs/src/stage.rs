@@ -37,6 +37,8 @@ const PART: &str = "part";
 const LAYER: &str = "layer";
 const TREE: &str = "tree";
 const DEPLOYMENT: &str = "deployment";
+/// Where a command's changes are, before they are a layer.
+pub(crate) const SCRATCH: &str = "run";
 
 /// Why staging failed.
 #[derive(Debug, thiserror::Error)]
@@ -307,6 +309,7 @@ impl Verified<'_> {
             kernel: details.kernel,
             state: details.state,
             own: details.own,
+            fresh_root: false,
             title: details.title,
         };
         let prepared = make_deployment_dir(staging)?;
@@ -419,7 +422,7 @@ pub fn sweep(store: &Store) -> Result<Swept> {
             swept.strange.push(Strange { path: shown, why });
             continue;
         };
-        let known = [OWNER, PART, LAYER, TREE, DEPLOYMENT];
+        let known = [OWNER, PART, LAYER, TREE, DEPLOYMENT, SCRATCH];
         let ours = |found: &varve_sys::Name| known.iter().any(|known| found.name == **known);
         if !dir.names()?.iter().all(ours) {
             let why = "it holds something that no staging of ours has".to_owned();

@@ -13,6 +13,8 @@
 //! Promoting carries the old deployment's versioned state to the new one, and a shut
 //! down before the first boot of the new one does so again. Callers: stage, agent.
 
+use std::path::Path;
+
 use varve_format::deployment::{DeploymentRecord, ROOT_SLUG, RootMode, StateDir, StateMode};
 use varve_format::manifest::Manifest;
 use varve_format::tree::{Entry, Kind};
@@ -28,6 +30,8 @@ const SHARED: &str = "shared";
 const BIND: &str = "bind";
 const UPPER: &str = "upper";
 const WORK: &str = "work";
+/// Below /etc.
+const CONFIGURATION: &str = "varve";
 
 /// Why state could not be made or carried.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +126,10 @@ pub fn carry(
     if let Some(source) = versioned.open_dir_opt(&from.name)? {
         let target = versioned.open_dir(&new)?;
         for (slug, path) in slugs(to) {
+            if is_fresh(to, &path) {
+                keep_configuration(&source, &target, &slug, &path)?;
+                continue;
+            }
             let Some(old) = source.open_dir_opt(&slug)? else { continue };
             if old.stat_opt(UPPER)?.is_none() {
                 continue;
@@ -142,6 +150,28 @@ pub fn carry(
     durable::sync_directory(&versioned)?;
     durable::discard(&versioned, &new, store.trash())?;
     Ok(reports)
+}
+
+/// Whether the changes at a path begin anew with this deployment.
+fn is_fresh(record: &DeploymentRecord, path: &TreePath) -> bool {
+    match path.is_root() {
+        true => record.fresh_root,
+        false => record.state.iter().any(|state| state.fresh && state.path.tree_path() == path),
+    }
+}
+
+/// A reset of /etc must not leave a device that does not know its updates: its
+/// configuration, `/etc/varve`, is carried all the same.
+fn keep_configuration(source: &Dir, target: &Dir, slug: &str, path: &TreePath) -> Result<()> {
+    if path.as_bytes() != b"etc" {
+        return Ok(());
+    }
+    let Some(old) = source.open_dir_opt(Path::new(slug).join(UPPER))? else { return Ok(()) };
+    if old.stat_opt(CONFIGURATION)?.is_none_or(|stat| !stat.is_dir()) {
+        return Ok(());
+    }
+    let new = target.open_dir(Path::new(slug).join(UPPER))?;
+    Ok(copy::copy_tree(&old, CONFIGURATION, &new, CONFIGURATION)?)
 }
 
 /// What the changes in `from`'s tops were made over: its own root, and the layers of `to`

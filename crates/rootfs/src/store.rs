@@ -521,6 +521,7 @@ mod tests {
     fn record(name: &str, number: u64) -> DeploymentRecord {
         DeploymentRecord {
             format: FORMAT,
+            fresh_root: false,
             own: Vec::new(),
             title: String::new(),
             name: name.parse().unwrap(),

@@ -92,7 +92,8 @@ fn staged(store: &Store, called: &str, tree: &Tree, layout: Layout) -> Deploymen
         durable::sync_file_system(incoming).unwrap();
         incoming.rename_over(&temporary, incoming, needed.digest.to_hex()).unwrap();
     }
-    let etc = StatePath { path: StateDir::new("/a").unwrap(), mode: StateMode::Versioned };
+    let etc =
+        StatePath { path: StateDir::new("/a").unwrap(), mode: StateMode::Versioned, fresh: false };
     let details = Details {
         own: Vec::new(),
         title: String::new(),

@@ -73,9 +73,11 @@ impl Device {
         let plan = layout.plan(&request).unwrap();
         tree.put_contents(self.store.incoming());
         let staged = layout.stage(&self.store, plan, &tree.manifest, &silent, &cancel)?;
-        let state = state
-            .iter()
-            .map(|(path, mode)| StatePath { path: StateDir::new(path).unwrap(), mode: *mode });
+        let state = state.iter().map(|(path, mode)| StatePath {
+            path: StateDir::new(path).unwrap(),
+            mode: *mode,
+            fresh: false,
+        });
         staged.verify(Level::NewContents, &silent, &cancel)?.commit(Details {
             own: Vec::new(),
             title: String::new(),

@@ -145,6 +145,12 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Layer(layer::Layer),
 
+    /// Back to what the release has: /etc, all state, your layers, or all of it
+    ///
+    /// For the next boot, which tries it; nothing is deleted, and `varve rollback` brings
+    /// everything back. /etc/varve stays. State that all deployments share is left alone.
+    Reset(Reset),
+
     /// At shutdown: carry changed state to what boots next, give an unjudged try back
     #[command(hide = true)]
     Finalize,
@@ -272,6 +278,34 @@ pub(crate) struct Collect {
     /// Delete what an unfinished upgrade has fetched, too
     #[arg(long)]
     pub unfinished: bool,
+}
+
+/// See [`Command::Reset`].
+#[derive(Debug, Args)]
+pub(crate) struct Reset {
+    /// How much
+    pub level: ResetLevel,
+
+    /// Say what would be; change nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// Reboot into it
+    #[arg(long, conflicts_with = "dry_run")]
+    pub reboot: bool,
+}
+
+/// How much is reset.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum ResetLevel {
+    /// Your changes of /etc
+    Etc,
+    /// Your changes of every versioned state path and of the root
+    State,
+    /// Your own layers are switched off
+    Layers,
+    /// State and layers
+    All,
 }
 
 /// See [`Command::Fsck`].

@@ -92,6 +92,7 @@ pub(crate) fn run(cli: Cli, cancel: &Cancel) -> Answer {
         Command::Fsck(args) => keep::fsck(&session, &args),
         Command::Ps(args) => keep::ps(&session, &args),
         Command::Merge(args) => keep::merge(&session, &args),
+        Command::Reset(args) => keep::reset(&session, &args),
         Command::Layer(command) => layer::run(&session, &command),
         Command::Completions { shell } => completions(shell),
         Command::Manual { directory } => manual(&directory),

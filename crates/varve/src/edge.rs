@@ -191,6 +191,7 @@ fn layer(error: &LayerError) -> (Exit, Option<String>) {
         }
         LayerError::Device { .. } => "if you mean it, allow it in [policy] of the configuration",
         LayerError::Room { .. } => "`varve collect` frees what nothing needs",
+        LayerError::Command { .. } | LayerError::NoChange { .. } => "nothing was changed",
         LayerError::Title { .. } => return (Exit::Usage, None),
         LayerError::NothingChanges | LayerError::Source { .. } | LayerError::Compose { .. } => {
             "nothing was changed"

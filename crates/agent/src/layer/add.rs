@@ -15,7 +15,9 @@ use varve_sys::{Dir, space};
 
 use super::archive::{self, Budget, Rules};
 use super::deb::{self, Package};
-use super::{Changed, LayerError, Proposed, base, begin, dpkg, or_abandon, propose, record_of};
+use super::{
+    Changed, LayerError, Proposed, base, begin, dpkg, kept, or_abandon, propose, record_of,
+};
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
 use crate::observe::Observed;
@@ -66,8 +68,8 @@ pub fn add(
     record.title = title.to_owned();
     let mut own = base.record.own.clone();
     own.insert(0, OwnLayer::on(name.clone()));
-    let (state, what) = (base.record.state.clone(), format!("add {name}"));
-    let proposed = Proposed { own, state, what, layer: Some((draft, record)) };
+    let (state, what) = (kept(base), format!("add {name}"));
+    let proposed = Proposed { own, state, fresh_root: false, what, layer: Some((draft, record)) };
     let changed = propose(device, writer, &observed, base, proposed, dry_run, context)?;
     Ok(Added { changed, paths: composed.paths, bytes: composed.bytes, packages })
 }

@@ -19,7 +19,7 @@ use varve_rootfs::merge;
 use varve_sys::Dir;
 use varve_sys::task::Unit;
 
-use super::{Changed, LayerError, Proposed, base, begin, or_abandon, propose, record_of};
+use super::{Changed, LayerError, Proposed, base, begin, kept, or_abandon, propose, record_of};
 use crate::device::{Device, Writer};
 use crate::error::Result;
 use crate::observe::Observed;
@@ -50,9 +50,9 @@ pub fn capture(
     record.captured_from = Some(on.name().clone());
     let mut own = base.record.own.clone();
     own.insert(0, OwnLayer::on(name.clone()));
-    let state = base.record.state.clone();
+    let state = kept(base);
     let what = format!("capture {name}");
-    let proposed = Proposed { own, state, what, layer: Some((draft, record)) };
+    let proposed = Proposed { own, state, fresh_root: false, what, layer: Some((draft, record)) };
     propose(device, writer, &observed, base, proposed, dry_run, context)
 }
 

@@ -31,6 +31,7 @@ fn deployment(name: &str, number: u64, layers: &[&str]) -> Deployment {
     let layers = layers.iter().map(|layer| layer.parse().unwrap()).collect();
     let record = DeploymentRecord {
         format: FORMAT,
+        fresh_root: false,
         own: Vec::new(),
         title: String::new(),
         name: name.parse().unwrap(),

@@ -37,6 +37,7 @@ impl Disk {
         let path = |(path, mode): &(&str, StateMode)| StatePath {
             path: StateDir::new(path).unwrap(),
             mode: *mode,
+            fresh: false,
         };
         record.state = state.iter().map(path).collect();
         self.deploy(&record, true);

@@ -30,6 +30,15 @@ pub(crate) enum Layer {
     /// run; which it has is said. dpkg knows the package from the next boot on.
     Add(Add),
 
+    /// Run a command in a private copy of the system, and keep what it changed as a layer
+    ///
+    /// The copy is what boots next, with a writable top, the network, and /etc and /var as
+    /// the release has them. Caches and logs are not kept. A command that fails leaves
+    /// nothing.
+    #[command(after_help = "Example:\n  \
+        varve layer run editor -- sh -c 'apt-get update && apt-get install -y vim'")]
+    Run(Run),
+
     /// Mount a layer from the next boot on
     On(Switch),
 
@@ -109,6 +118,25 @@ pub(crate) struct Add {
     /// Reboot into it
     #[arg(long, conflicts_with = "dry_run")]
     pub reboot: bool,
+}
+
+/// See [`Layer::Run`].
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// The layer's name
+    pub name: LayerName,
+
+    /// For people: what is in it
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub title: String,
+
+    /// Run and check it, then throw away what it changed
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// The command; no shell is involved
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
 }
 
 /// See [`Layer::Move`].

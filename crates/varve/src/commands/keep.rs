@@ -1,16 +1,16 @@
-//! `pin`, `unpin`, `collect`, `fsck`, `ps`, `merge`.
+//! `pin`, `unpin`, `collect`, `fsck`, `ps`, `merge`, `reset`.
 
 use std::path::Path;
 
 use serde::Serialize;
 use varve_agent::observe::Observed;
 use varve_agent::ps::Process;
-use varve_agent::{Error, collect, fsck, lifecycle, merge, ps};
+use varve_agent::{Error, collect, fsck, lifecycle, merge, ps, reset};
 use varve_format::{DeploymentName, LayerName};
 use varve_term::Exit;
 
 use super::{Answer, Session};
-use crate::cli::{Collect, Fsck, Merge, Name, Ps};
+use crate::cli::{Collect, Fsck, Merge, Name, Ps, Reset, ResetLevel};
 use crate::interrupt;
 use crate::show::keep as show;
 
@@ -188,5 +188,26 @@ pub(crate) fn merge(session: &Session<'_>, args: &Merge) -> Answer {
     let answer =
         Merged { deployment: deployment.name().clone(), before, after, dry_run: args.dry_run };
     session.answer(&answer, show::merged)?;
+    Ok(Exit::Done)
+}
+
+pub(crate) fn reset(session: &Session<'_>, args: &Reset) -> Answer {
+    let device = session.device()?;
+    let writer = device.lock("reset", session.now)?;
+    if !args.dry_run {
+        varve_rootfs::stage::sweep(&device.store)?;
+    }
+    let level = match args.level {
+        ResetLevel::Etc => reset::Level::Etc,
+        ResetLevel::State => reset::Level::State,
+        ResetLevel::Layers => reset::Level::Layers,
+        ResetLevel::All => reset::Level::All,
+    };
+    let answer = reset::reset(&device, &writer, level, args.dry_run, &session.context())?;
+    session.answer(&answer, show::reset)?;
+    drop(writer);
+    if args.reboot {
+        super::reboot()?;
+    }
     Ok(Exit::Done)
 }

@@ -6,7 +6,7 @@ use varve_format::LayerName;
 use varve_term::Exit;
 
 use super::{Answer, Session, reboot};
-use crate::cli::layer::{Add, Capture, Layer, Move, Rename, Which};
+use crate::cli::layer::{Add, Capture, Layer, Move, Rename, Run, Which};
 use crate::interrupt;
 use crate::show::layer as show;
 
@@ -17,6 +17,7 @@ pub(crate) fn run(session: &Session<'_>, command: &Layer) -> Answer {
         Layer::Diff(which) => diff(session, which),
         Layer::Capture(args) => capture(session, args),
         Layer::Add(args) => add(session, args),
+        Layer::Run(args) => run_command(session, args),
         Layer::On(args) => {
             change(session, Change::On(args.layer.clone()), args.dry_run, args.reboot)
         }
@@ -79,6 +80,20 @@ fn add(session: &Session<'_>, args: &Add) -> Answer {
     session.answer(&added, show::added)?;
     drop(writer);
     finish(&added.changed, args.reboot)
+}
+
+fn run_command(session: &Session<'_>, args: &Run) -> Answer {
+    let device = session.device()?;
+    let writer = device.lock("layer run", session.now)?;
+    interrupt::busy();
+    if !args.dry_run {
+        varve_rootfs::stage::sweep(&device.store)?;
+    }
+    let (title, context) = (&args.title, session.context());
+    let changed =
+        layer::run(&device, &writer, &args.name, title, &args.command, args.dry_run, &context)?;
+    session.answer(&changed, show::changed)?;
+    Ok(Exit::Done)
 }
 
 fn to(args: &Move) -> To {

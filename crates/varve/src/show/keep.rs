@@ -189,5 +189,22 @@ pub(crate) fn merged(answer: &Merged) -> String {
     }
 }
 
+pub(crate) fn reset(answer: &varve_agent::reset::Reset) -> String {
+    let mut text = String::new();
+    let mut fresh: Vec<String> = answer.fresh.iter().map(ToString::to_string).collect();
+    if answer.fresh_root {
+        fresh.push("the writable top of /".to_owned());
+    }
+    if !fresh.is_empty() {
+        text.push_str(&format!("As the release has it: {}.\n", fresh.join(", ")));
+    }
+    if !answer.left.is_empty() {
+        let left: Vec<String> = answer.left.iter().map(ToString::to_string).collect();
+        let left = left.join(", ");
+        text.push_str(&format!("Left alone, as all deployments share it: {left}.\n"));
+    }
+    text + &super::layer::changed(&answer.changed)
+}
+
 #[cfg(test)]
 mod tests;
