@@ -20,6 +20,9 @@ use varve_testkit::crash::{self, Image, Recording, Survival};
 
 type Check = Result<(), String>;
 
+/// The last frame of a part is fetched with the end of its content.
+const FRAME: u64 = 256 << 10;
+
 /// Fails unless leaving out any one sync makes `check` fail.
 fn every_sync_counts(recording: &Recording, check: impl Fn(&Recording) -> Check) {
     check(recording).unwrap_or_else(|why| panic!("{why}"));
@@ -47,7 +50,7 @@ impl Fetched {
         files.extend((6..9).map(|n| (format!("z{n}"), noise(n, 3000))));
         let borrowed: Vec<_> =
             files.iter().map(|(path, bytes)| (path.as_str(), &bytes[..])).collect();
-        let record = world.release("a", &borrowed, 256 << 10, day(0));
+        let record = world.release("a", &borrowed, FRAME as usize, day(0));
         let expected =
             files.iter().map(|(_, bytes)| (content_digest(bytes), bytes.clone())).collect();
         Self { world, record, expected }
@@ -75,6 +78,8 @@ impl Fetched {
     /// What is here is what its name says; gives how many bytes need not come again.
     fn sound(&self, image: &Image) -> Result<u64, String> {
         let (folder, incoming) = laid_out(image);
+        // By the names alone: what has none yet may be taken over all the same.
+        let mut named = 0;
         for (name, bytes) in World::picture(&incoming) {
             let (digest, length) = match name.strip_suffix(".part").and_then(|n| n.split_once('.'))
             {
@@ -92,10 +97,14 @@ impl Fetched {
             if !same {
                 return Err(format!("{name} holds other bytes"));
             }
+            named += length.min(bytes.len()) as u64;
         }
         let reused = self.plan(&incoming).reused();
         drop(folder);
-        Ok(reused)
+        if reused + FRAME < named {
+            return Err(format!("{reused} bytes of {named} are taken up"));
+        }
+        Ok(named)
     }
 
     fn check(&self, recording: &Recording) -> Check {

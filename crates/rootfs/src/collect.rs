@@ -147,7 +147,7 @@ fn unneeded_incoming(
     let mut names = Vec::new();
     for entry in store.incoming().names()? {
         let Some(name) = entry.name.to_str() else { continue };
-        if name == UNDER_WAY {
+        if name.starts_with(UNDER_WAY) {
             names.push(name.to_owned());
             continue;
         }

@@ -4,18 +4,26 @@
 //! incoming/<digest>                 verified, whole and durable
 //!          <digest>.<length>.part   the first <length> bytes are verified and durable
 //!          .<digest>.new            being written; worth nothing after a cut
+//!          .reached.new             how far beyond its name a part goes
 //! ```
 //!
 //! The commit point is a rename, and the rename comes after a sync of the file system:
 //! so a name that reads as a digest was complete before it appeared, and the length in a
 //! part's name was on the disk before the name said so. Batches of at most [`BATCH_BYTES`]
 //! or [`BATCH_TIME`] share one sync: that much, and no more, is lost to a power cut.
+//!
+//! A process that is killed loses none of it. What it wrote is still there: the next one
+//! reads it, and what has the right digest is synced and gets its name. Of a part, the
+//! bytes beyond its name are vouched for by their SHA-256 in `.reached.new`.
 
 use std::collections::{HashMap, HashSet};
+use std::io::{Read, Seek, SeekFrom};
 use std::time::{Duration, Instant};
 
-use varve_format::ContentDigest;
+use sha2::{Digest, Sha256};
 use varve_format::pack::MAX_FRAME;
+use varve_format::verity::ContentHasher;
+use varve_format::{ContentDigest, Sha256Digest};
 use varve_sys::{Dir, NewFile, SysError, durable};
 
 /// The most bytes that wait for a sync.
@@ -50,11 +58,127 @@ impl Here {
                 if let Some(worse) = worse {
                     dir.unlink(&worse)?;
                 }
-            } else if name.starts_with('.') && name.ends_with(".new") {
-                dir.unlink(name)?;
             }
         }
+        here.adopt(dir)?;
         Ok(here)
+    }
+
+    /// Takes over what an earlier process wrote and did not live to commit, if it is what
+    /// it should be; removes the rest.
+    fn adopt(&mut self, dir: &Dir) -> Result<(), SysError> {
+        let mut renames = Vec::new();
+        for (digest, length) in self.parts.clone() {
+            // Written to its end, and not committed.
+            let name = part_name(&digest, length);
+            if dir.stat(&name)?.size > length && is_content(dir, &name, digest) {
+                self.parts.remove(&digest);
+                self.complete.insert(digest);
+                renames.push((name, digest.to_hex()));
+            }
+        }
+        if let Some((digest, reached)) = Reached::read(dir, &self.parts) {
+            let old = self.parts.insert(digest, reached).unwrap_or_default();
+            renames.push((part_name(&digest, old), part_name(&digest, reached)));
+        }
+        for entry in dir.names()? {
+            let Some(name) = entry.name.to_str() else { continue };
+            let Some(stem) = name.strip_prefix('.').and_then(|n| n.strip_suffix(".new")) else {
+                continue;
+            };
+            match stem.parse::<ContentDigest>() {
+                Ok(digest) if is_content(dir, name, digest) => {
+                    self.complete.insert(digest);
+                    renames.push((name.to_owned(), digest.to_hex()));
+                }
+                _ => dir.unlink(name)?,
+            }
+        }
+        if renames.is_empty() {
+            return Ok(());
+        }
+        // As in a commit: what a name promises is on the disk before the name is.
+        durable::sync_file_system(dir)?;
+        for (from, to) in renames {
+            dir.rename_over(from, dir, to)?;
+        }
+        durable::sync_directory(dir)
+    }
+}
+
+/// Whether a file holds this content.
+fn is_content(dir: &Dir, name: &str, digest: ContentDigest) -> bool {
+    let mut hasher = ContentHasher::new();
+    let read = each_block(dir, name, 0, u64::MAX, |bytes| hasher.update(bytes));
+    read.is_some() && hasher.finish() == digest
+}
+
+/// Reads from `start` up to `end` or the end of the file; gives the position reached.
+fn each_block(
+    dir: &Dir,
+    name: &str,
+    start: u64,
+    end: u64,
+    mut take: impl FnMut(&[u8]),
+) -> Option<u64> {
+    let mut file = dir.open_file(name).ok()?;
+    file.seek(SeekFrom::Start(start)).ok()?;
+    let mut rest = file.take(end - start);
+    let (mut position, mut buffer) = (start, vec![0; 64 * 1024]);
+    loop {
+        match rest.read(&mut buffer) {
+            Ok(0) => return Some(position),
+            Ok(count) => {
+                take(&buffer[..count]);
+                position += count as u64;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// How far beyond its name a part goes: `DIGEST FROM TO SHA256`, numbers of 20 digits, so
+/// that each line is written over the one before in one go.
+struct Reached {
+    file: NewFile,
+    from: u64,
+    hasher: Sha256,
+}
+
+const REACHED: &str = ".reached.new";
+
+impl Reached {
+    fn new(dir: &Dir, from: u64) -> Result<Self, SysError> {
+        let file = match dir.edit_file(REACHED) {
+            Err(error) if error.is_not_found() => dir.create_file(REACHED, 0o600)?,
+            other => other?,
+        };
+        Ok(Self { file, from, hasher: Sha256::new() })
+    }
+
+    /// The part was written up to `to`.
+    fn write(&mut self, digest: &ContentDigest, to: u64, bytes: &[u8]) -> Result<(), SysError> {
+        self.hasher.update(bytes);
+        let sha256 = Sha256Digest(self.hasher.clone().finalize().into());
+        let line = format!("{digest} {:020} {to:020} {sha256}\n", self.from);
+        self.file.seek_to(0)?;
+        self.file.write_all(line.as_bytes())
+    }
+
+    /// What an earlier process left, if it is true.
+    fn read(dir: &Dir, parts: &HashMap<ContentDigest, u64>) -> Option<(ContentDigest, u64)> {
+        let text = String::from_utf8(dir.read(REACHED, 1024).ok()?).ok()?;
+        let mut words = text.split_whitespace();
+        let digest = words.next()?.parse().ok()?;
+        let (from, to) = (words.next()?.parse().ok()?, words.next()?.parse::<u64>().ok()?);
+        let sha256: Sha256Digest = words.next()?.parse().ok()?;
+        if parts.get(&digest) != Some(&from) || to <= from {
+            return None;
+        }
+        let mut hasher = Sha256::new();
+        let end = each_block(dir, &part_name(&digest, from), from, to, |b| hasher.update(b))?;
+        (end == to && Sha256Digest(hasher.finalize().into()) == sha256).then_some((digest, to))
     }
 }
 
@@ -85,6 +209,7 @@ struct Part {
     /// The length that its name says.
     durable: u64,
     written: u64,
+    reached: Reached,
 }
 
 impl<'a> Store<'a> {
@@ -133,7 +258,8 @@ impl<'a> Store<'a> {
             };
             file.set_length(offset)?;
             file.seek_to(offset)?;
-            self.part = Some(Part { digest, file, durable: resume, written: offset });
+            let reached = Reached::new(self.dir, resume)?;
+            self.part = Some(Part { digest, file, durable: resume, written: offset, reached });
         }
         let Some(part) = &mut self.part else { return Ok(()) };
         let written = part.written + bytes.len() as u64;
@@ -147,6 +273,10 @@ impl<'a> Store<'a> {
         // Only what was written counts: a full disk ends this early, and what stood
         // before is kept.
         part.written = written;
+        // From a boundary that is within what the name says nothing can be vouched for.
+        if offset >= part.reached.from {
+            part.reached.write(&digest, written, bytes)?;
+        }
         self.wrote(bytes.len() as u64)
     }
 
@@ -218,6 +348,7 @@ impl<'a> Store<'a> {
             // Opened anew, so that messages and traces know it by the name that it has.
             part.file = self.dir.edit_file(&new)?;
             part.file.seek_to(part.written)?;
+            part.reached = Reached::new(self.dir, part.written)?;
         }
         durable::sync_directory(self.dir)
     }
@@ -225,6 +356,10 @@ impl<'a> Store<'a> {
     /// Commits what is left.
     pub(super) fn close(mut self) -> Result<(u64, u64), SysError> {
         self.commit()?;
+        match self.dir.unlink(REACHED) {
+            Err(error) if !error.is_not_found() => return Err(error),
+            _ => {}
+        }
         Ok((self.contents, self.content_bytes))
     }
 }

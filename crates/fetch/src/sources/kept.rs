@@ -3,6 +3,7 @@
 //! ```text
 //! <sha256>.document   a manifest, a record, an index: whole
 //! under-way           the range that is being read: its name, then its bytes as they come
+//! under-way-before    the one before, which may not be written where it belongs yet
 //! ```
 //!
 //! Neither is believed: a document's digest is checked when it is taken up, and a range
@@ -18,6 +19,8 @@ use varve_sys::{Dir, NewFile, durable};
 
 /// The range that is being read.
 const UNDER_WAY: &str = "under-way";
+/// The one before it.
+const BEFORE: &str = "under-way-before";
 /// The longest document that is kept, in bytes.
 const MAX_DOCUMENT: u64 = 64 << 20;
 /// The longest name of a range.
@@ -32,8 +35,8 @@ pub(super) struct Kept {
 
 #[derive(Default)]
 struct State {
-    /// What an earlier run left, name and bytes; read once.
-    left: Option<Vec<u8>>,
+    /// What an earlier run left, each with its name; read once.
+    left: Option<Vec<Vec<u8>>>,
     open: Option<NewFile>,
 }
 
@@ -70,14 +73,16 @@ impl Kept {
         let mut state = self.lock();
         let limit = MAX_NAME as u64 + MAX_RANGE;
         let found = state.left.get_or_insert_with(|| {
-            self.dir.read_opt(UNDER_WAY, limit).ok().flatten().unwrap_or_default()
+            let read = |name| self.dir.read_opt(name, limit).ok().flatten();
+            [BEFORE, UNDER_WAY].into_iter().filter_map(read).collect()
         });
         let mut text = name.into_bytes();
         let named = text.len();
-        if let Some(bytes) = found.strip_prefix(text.as_slice()) {
+        if let Some(at) = found.iter().position(|left| left.starts_with(&text)) {
+            let left = found.swap_remove(at);
+            let bytes = &left[named..];
             let length = usize::try_from(length).unwrap_or(usize::MAX);
             text.extend_from_slice(&bytes[..bytes.len().min(length)]);
-            *found = Vec::new();
         }
         out.extend_from_slice(&text[named..]);
         state.open = self.write(&text).ok();
@@ -85,12 +90,11 @@ impl Kept {
     }
 
     fn write(&self, text: &[u8]) -> varve_sys::Result<NewFile> {
-        let mut file = match self.dir.edit_file(UNDER_WAY) {
-            Err(error) if error.is_not_found() => self.dir.create_file(UNDER_WAY, 0o600)?,
-            other => other?,
-        };
-        // Emptied first: a name never stands above another range's bytes.
-        file.set_length(0)?;
+        match self.dir.rename_over(UNDER_WAY, &self.dir, BEFORE) {
+            Err(error) if !error.is_not_found() => return Err(error),
+            _ => {}
+        }
+        let mut file = self.dir.create_file(UNDER_WAY, 0o600)?;
         file.write_all(text)?;
         Ok(file)
     }
@@ -148,6 +152,11 @@ mod tests {
         second.add(b"g");
         assert_eq!(begin(&kept(&folder), "packs/a", 10, 3), b"abc");
         assert!(begin(&kept(&folder), "packs/a", 11, 100).is_empty());
+        // The one before is here too, until two others have begun.
+        let third = kept(&folder);
+        assert_eq!(begin(&third, "packs/a", 10, 100), b"abc");
+        begin(&third, "b", 0, 1);
+        begin(&third, "c", 0, 1);
         assert!(begin(&kept(&folder), "packs/a", 10, 100).is_empty(), "it was replaced");
     }
 
