@@ -23,6 +23,7 @@ pub mod lock;
 mod meta;
 pub mod mount;
 pub mod mountinfo;
+pub mod priority;
 pub mod space;
 pub mod task;
 pub mod trace;

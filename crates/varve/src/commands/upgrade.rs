@@ -159,6 +159,8 @@ pub(crate) struct Upgraded {
 
 pub(crate) fn upgrade(session: &Session<'_>, args: Upgrade) -> Answer {
     let device = device_with(session, args.sources)?;
+    // The user of the device comes first.
+    varve_sys::priority::lower();
     let writer = device.lock("upgrade", session.now)?;
     interrupt::busy();
     let context = session.context();
