@@ -15,6 +15,7 @@ mod bench;
 mod check;
 mod demo;
 mod device;
+mod fuzz;
 mod lab;
 mod packages;
 mod powercut;
@@ -54,6 +55,8 @@ enum Command {
     },
     /// Cuts the power at every point of varve's work and looks whether the device lives on.
     Powercut(powercut::Arguments),
+    /// Runs cargo-fuzz on every parser, for a bounded time.
+    Fuzz(fuzz::Arguments),
     /// What CI asks of the source: format, clippy, licences, who may use whom, sizes.
     Check {
         /// Only checks whose name contains this.
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         Command::Test { which, filter } => test::run(which, filter.as_deref()),
         Command::Bench { name } => bench::run(name.as_deref()),
         Command::Powercut(arguments) => powercut::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Check { filter } => check::run(filter.as_deref()),
         Command::Image => lab::make_all(),
         Command::Releases => releases::make_all(),

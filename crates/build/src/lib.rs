@@ -281,6 +281,16 @@ fn store_manifest(
     Ok((digest, reference))
 }
 
+/// The manifest of a source: all of it is read, and nothing is kept.
+///
+/// # Errors
+/// As [`build`]'s, for a source that is refused or cannot be read.
+pub fn manifest(source: Source) -> Result<Manifest> {
+    let (progress, cancel) = (Silent, Cancel::new());
+    let mut hash = Hash { progress: &progress, cancel: &cancel };
+    source.read(None, &mut hash, &progress, &cancel)
+}
+
 /// The manifest of a directory's tree.
 pub fn scan(dir: &Dir) -> Result<Manifest> {
     let (progress, cancel) = (Silent, Cancel::new());

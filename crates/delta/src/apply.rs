@@ -278,8 +278,8 @@ impl Delta {
                     scope.spawn(|| {
                         while let Some(group) = queue.take() {
                             let began = Instant::now();
-                            let mut work = Work::new(self, group, contents, sink);
-                            let result = work.run(streams, limits.memory);
+                            let mut work = Work::new(self, group, contents, sink, limits.memory);
+                            let result = work.run(streams);
                             queue.done(group);
                             let mut out = out.lock().expect("no thread panics");
                             out.0.left.append(&mut work.left);
@@ -364,6 +364,8 @@ struct Work<'a> {
     sink: &'a dyn Sink,
     left: Vec<(ContentDigest, u64, Left)>,
     made: usize,
+    /// Bytes that nothing may be larger than, whatever the group states.
+    most: u64,
 }
 
 /// What stops a group, or spoils one content.
@@ -384,22 +386,29 @@ impl From<SourceError> for Stop {
 }
 
 impl<'a> Work<'a> {
-    fn new(delta: &'a Delta, group: usize, contents: &'a dyn Contents, sink: &'a dyn Sink) -> Self {
+    fn new(
+        delta: &'a Delta,
+        group: usize,
+        contents: &'a dyn Contents,
+        sink: &'a dyn Sink,
+        most: u64,
+    ) -> Self {
         Self {
             delta,
             number: group,
             group: &delta.groups[group],
             coder: None,
-            reader: Reader::new(contents, &delta.old),
+            reader: Reader::new(contents, &delta.old).at_most(most),
             new: Reader::new(contents, &delta.new),
             sink,
             left: Vec::new(),
             made: 0,
+            most,
         }
     }
 
-    fn run(&mut self, streams: &dyn Streams, memory: u64) -> Result<(), ApplyError> {
-        let delta = self.delta;
+    fn run(&mut self, streams: &dyn Streams) -> Result<(), ApplyError> {
+        let (delta, memory) = (self.delta, self.most);
         let wanted: Vec<_> = delta.of(self.group).collect();
         if self.group.memory > memory {
             self.leave_all(&wanted, Left::Memory(self.group.memory));
@@ -496,6 +505,9 @@ impl<'a> Work<'a> {
                     let most = limit.saturating_mul(MOST_EXPANSION);
                     let plain = self.build(decoder, inner, most, skip)?;
                     if let Some(plain) = plain {
+                        if settings.memory(plain.len() as u64) > self.most {
+                            return Err(Stop::Wrong);
+                        }
                         self.reader.forget();
                         out.extend_from_slice(&codec::encode(settings, &plain).unwrap_or_default());
                     }
@@ -514,7 +526,7 @@ impl<'a> Work<'a> {
         leaf: &Leaf,
         limit: u64,
     ) -> Result<Vec<u8>, Stop> {
-        if leaf.length > limit {
+        if leaf.length > limit.min(self.most) {
             return Err(Stop::Wrong);
         }
         let mut out = vec![0; leaf.length as usize];

@@ -10,6 +10,9 @@ mod coder;
 #[cfg(feature = "make")]
 mod container;
 mod file;
+#[cfg(feature = "make")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 #[cfg(feature = "make")]
 mod make;

@@ -62,6 +62,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "varve-early",
         ],
     ),
+    (
+        "varve-fuzz",
+        &[
+            "varve-format",
+            "varve-sys",
+            "varve-build",
+            "varve-delta",
+            "varve-fetch",
+            "varve-boot",
+            "varve-agent",
+        ],
+    ),
     ("xtask", &["varve-format", "varve-sys", "varve-testkit", "varve-powercut"]),
 ];
 
