@@ -8,6 +8,7 @@ use varve_format::selection::Selection;
 use varve_rootfs::Deployment;
 use varve_rootfs::collect::{self, CollectPlan, Keep};
 
+use crate::announce::{self, Sign};
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
 use crate::history::{self, Event, Record};
@@ -74,17 +75,21 @@ pub fn execute(
     if plan.is_empty() {
         return Ok(());
     }
-    collect::execute(&device.store, plan)?;
     // What an upgrade fetched and has used by now frees nothing: no news.
     if plan.deployments.is_empty() && plan.bytes == 0 {
-        return Ok(());
+        return Ok(collect::execute(&device.store, plan)?);
     }
     let record = Record::new(context.now, Event::Collect)
         .with("deployments", names(&plan.deployments))
         .with("bytes", plan.bytes);
-    // A disk that was full may be so for the history still: what counts is done.
-    let _ = history::append(device.store.dir(), &record);
-    Ok(())
+    if plan.deployments.is_empty() {
+        collect::execute(&device.store, plan)?;
+        // A disk that was full may be so for the history still: what counts is done.
+        let _ = history::append(device.store.dir(), &record);
+        return Ok(());
+    }
+    let sign = Sign::Gone { deployments: plan.deployments.clone() };
+    announce::told(&device.store, record, sign, |_| Ok(collect::execute(&device.store, plan)?))
 }
 
 /// After an upgrade: what the policy does not keep, and what was fetched for it. Gives

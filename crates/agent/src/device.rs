@@ -19,8 +19,8 @@ use varve_sys::task::Cancel;
 use varve_sys::{Dir, SysError};
 
 use crate::config::{self, Config, ConfigError};
-use crate::selection;
 use crate::sources::Link;
+use crate::{announce, selection};
 
 const LOCK: &str = "lock";
 /// Beside the boot stage's report.
@@ -183,7 +183,8 @@ impl Device {
         }
     }
 
-    /// Takes the right to change the device. `command` is what others are told.
+    /// Takes the right to change the device, and completes the history if a power cut kept
+    /// a line from it. `command` is what others are told.
     pub fn lock(&self, command: &str, now: Timestamp) -> Result<Writer, DeviceError> {
         lock(&self.store, command, now)
     }
@@ -220,5 +221,7 @@ pub(crate) fn lock(store: &Store, command: &str, now: Timestamp) -> Result<Write
         file.set_length(0)?;
         file.write_all(text.as_bytes())
     });
+    // A history that cannot be written keeps nobody from rolling back.
+    let _ = announce::settle(store);
     Ok(Writer { _lock: lock })
 }

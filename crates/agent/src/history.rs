@@ -9,7 +9,8 @@
 //! starts an escape (`\\`, `\n`, `\xHH`; blanks, control characters and `=` never stand
 //! as they are). The time is the device's clock, which may be wrong: the order of the
 //! lines is what counts. A line that a power cut tore, or that a later version wrote
-//! in another way, is shown as it stands and spoils no other.
+//! in another way, is shown as it stands and spoils no other. What tells of an act is
+//! announced before it: see `announce`.
 
 use std::fmt;
 
@@ -50,9 +51,11 @@ pub enum Event {
     Pin,
     /// The own layers were changed.
     Layers,
+    /// What the disk had damaged in a deployment was written anew.
+    Repair,
 }
 
-const WORDS: [(Event, &str); 12] = [
+const WORDS: [(Event, &str); 13] = [
     (Event::Init, "init"),
     (Event::Upgrade, "upgrade"),
     (Event::UpgradeFailed, "upgrade-failed"),
@@ -65,6 +68,7 @@ const WORDS: [(Event, &str); 12] = [
     (Event::Collect, "collect"),
     (Event::Pin, "pin"),
     (Event::Layers, "layers"),
+    (Event::Repair, "repair"),
 ];
 
 impl Event {
@@ -110,8 +114,13 @@ impl Record {
     /// With one more detail.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl fmt::Display) -> Self {
-        self.fields.push((key.to_owned(), value.to_string()));
+        self.add(key, value);
         self
+    }
+
+    /// Adds one more detail.
+    pub fn add(&mut self, key: &str, value: impl fmt::Display) {
+        self.fields.push((key.to_owned(), value.to_string()));
     }
 
     /// A detail by key.
@@ -164,6 +173,20 @@ pub fn read(state_root: &Dir) -> Result<Vec<Line>> {
         lines.remove(0);
     }
     Ok(lines)
+}
+
+/// Whether this line stands whole in the history, at or behind byte `from`.
+pub(crate) fn has_line(state_root: &Dir, from: u64, line: &str) -> Result<bool> {
+    use std::io::{Read, Seek, SeekFrom};
+    if state_root.stat_opt(FILE)?.is_none_or(|stat| stat.size <= from) {
+        return Ok(false);
+    }
+    let fail = |error| varve_sys::SysError::new("read", state_root.path().join(FILE), error);
+    let mut file = state_root.open_file(FILE)?;
+    file.seek(SeekFrom::Start(from)).map_err(fail)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_READ).read_to_end(&mut bytes).map_err(fail)?;
+    Ok(bytes.split(|&byte| byte == b'\n').any(|other| other == line.as_bytes()))
 }
 
 /// Reads the text of a history.

@@ -17,11 +17,12 @@ use varve_format::manifest::Manifest;
 use varve_rootfs::{Deployment, Store};
 use varve_sys::{Attributes, Dir, durable};
 
+use crate::announce;
 use crate::choose::Wish;
 use crate::config::{self, Config, Source};
 use crate::device::{self, Device, Places};
 use crate::error::{Error, Result};
-use crate::history::{self, Event, Record};
+use crate::history::{Event, Record};
 use crate::observe::Observed;
 use crate::selection;
 use crate::upgrade::{self, Context, Prepared};
@@ -112,12 +113,11 @@ pub fn init(places: Places, init: &Init<'_>, context: &Context<'_>) -> Result<Ma
     let config_installed = install_config(&device.store, &deployment, &installed)?;
     device.store.mark_confirmed(deployment.name())?;
     let selection = transition::promote(None, deployment.name(), None)?;
-    selection::commit(&device.store, &selection)?;
     let record = Record::new(context.now, Event::Init)
         .with("release", &release)
         .with("deployment", deployment.name())
         .with("fetched", fetched);
-    history::append(device.store.dir(), &record)?;
+    announce::selected::<Error>(&device.store, &selection, record)?;
     crate::collect::by_policy(&device, &writer, context)?;
     durable::sync_file_system(device.store.dir())?;
     let deployment = deployment.name().clone();

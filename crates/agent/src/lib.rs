@@ -27,6 +27,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::result_large_err, reason = "an error ends the work: none is on a hot path")]
 
+pub mod announce;
 pub mod choose;
 pub mod collect;
 pub mod config;
@@ -44,6 +45,7 @@ pub mod plan;
 pub mod policy;
 pub mod ps;
 pub mod rejected;
+pub mod repair;
 pub mod reset;
 pub mod selection;
 pub mod sources;

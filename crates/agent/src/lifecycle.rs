@@ -20,6 +20,7 @@ use varve_format::DeploymentName;
 use varve_format::selection::Selection;
 use varve_rootfs::Deployment;
 
+use crate::announce::{self, Sign};
 use crate::config::HealthCheck;
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
@@ -132,7 +133,7 @@ fn why_not_up(passed_over: &[String], current: &Selection, tries: u8) -> String 
 }
 
 /// The selection; one that cannot be read is written anew, as what booted stands for it.
-fn mended_selection(
+pub(crate) fn mended_selection(
     device: &Device,
     _writer: &Writer,
     observed: &Observed,
@@ -145,11 +146,10 @@ fn mended_selection(
     let stand_in = observed.effective_selection().ok_or(Error::NothingGood)?;
     let generation = observed.boot.as_ref().and_then(|boot| boot.generation).unwrap_or(0) + 1;
     let mended = Selection { generation, ..stand_in };
-    selection::commit(&device.store, &mended)?;
     let record = Record::new(context.now, Event::FallBack)
         .with("to", &mended.latest)
         .with("reason", format!("{problem}; it was written anew"));
-    history::append(device.store.dir(), &record)?;
+    announce::selected::<Error>(&device.store, &mended, record)?;
     Ok(mended)
 }
 
@@ -180,12 +180,11 @@ fn fell_back(
         previous: another_good(observed, &[&back.latest, &current.latest]),
         ..back
     };
-    selection::commit(&device.store, &back)?;
     let record = Record::new(context.now, Event::FallBack)
         .with("from", &current.latest)
         .with("to", booted)
         .with("reason", &reason);
-    history::append(device.store.dir(), &record)?;
+    announce::selected::<Error>(&device.store, &back, record)?;
     Ok(AfterBoot::FellBack { from: current.latest.clone(), to: booted.clone(), reason })
 }
 
@@ -217,21 +216,27 @@ fn confirm_deployment(
 ) -> Result<()> {
     let name = deployment.name();
     let ended = transition::confirm(current, name)?;
-    if let Some(good) = &ended {
-        selection::commit(&device.store, good)?;
-    }
     if ended.is_none() && deployment.confirmed {
         return Ok(());
     }
-    device.store.mark_confirmed(name)?;
-    if let Some(release) = &deployment.record.release {
-        let (mut rejected, _) = crate::rejected::Rejected::load(device.store.dir())?;
-        if rejected.remove(&release.digest) {
-            rejected.save(device.store.dir())?;
-        }
-    }
     let record = Record::new(context.now, Event::Confirm).with("deployment", name);
-    Ok(history::append(device.store.dir(), &record)?)
+    let sign = match &ended {
+        // One that was good before is marked already.
+        Some(good) if deployment.confirmed => Sign::selected(good),
+        _ => Sign::Confirmed { deployment: name.clone() },
+    };
+    announce::told(&device.store, record, sign, |_| {
+        if let Some(good) = &ended {
+            selection::commit(&device.store, good)?;
+        }
+        if let Some(release) = &deployment.record.release {
+            let (mut rejected, _) = crate::rejected::Rejected::load(device.store.dir())?;
+            if rejected.remove(&release.digest) {
+                rejected.save(device.store.dir())?;
+            }
+        }
+        Ok(device.store.mark_confirmed(name)?)
+    })
 }
 
 /// Names the previous deployment the latest again, for the next boot. Gives its name.
@@ -262,12 +267,11 @@ fn roll_back_to_previous(
     let previous =
         back.previous.clone().or_else(|| another_good(observed, &[&back.latest, &current.latest]));
     let back = Selection { previous, ..back };
-    selection::commit(&device.store, &back)?;
     let record = Record::new(context.now, Event::RollBack)
         .with("from", &current.latest)
         .with("to", &back.latest)
         .with("reason", reason);
-    history::append(device.store.dir(), &record)?;
+    announce::selected::<Error>(&device.store, &back, record)?;
     Ok(back.latest)
 }
 
@@ -348,12 +352,11 @@ pub fn finalize(device: &Device, _writer: &Writer, context: &Context<'_>) -> Res
     let unjudged = boot.try_spent && untouched && device.boot_is_complete();
     let refunded = transition::refund(current, &boot.deployment, unjudged);
     if let Some(refunded) = refunded {
-        selection::commit(&device.store, &refunded)?;
         let tries = refunded.tries.unwrap_or(0);
         let record = Record::new(context.now, Event::Refund)
             .with("deployment", &boot.deployment)
             .with("tries", tries);
-        history::append(device.store.dir(), &record)?;
+        announce::selected::<Error>(&device.store, &refunded, record)?;
         return Ok(Finalized::Refunded { tries });
     }
     let waiting = observed
@@ -378,9 +381,11 @@ pub fn pin(
     if before.pinned == pinned {
         return Ok(false);
     }
-    device.store.set_pinned(name, pinned)?;
     let record =
         Record::new(context.now, Event::Pin).with("deployment", name).with("pinned", pinned);
-    history::append(device.store.dir(), &record)?;
-    Ok(true)
+    let sign = Sign::Pinned { deployment: name.clone(), pinned };
+    announce::told(&device.store, record, sign, |_| {
+        device.store.set_pinned(name, pinned)?;
+        Ok(true)
+    })
 }

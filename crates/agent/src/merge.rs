@@ -3,10 +3,11 @@
 use varve_rootfs::Deployment;
 use varve_rootfs::verify::Level;
 
+use crate::announce::{self, Sign};
 use crate::config::Verify;
 use crate::device::{Device, Writer};
 use crate::error::Result;
-use crate::history::{self, Event, Record};
+use crate::history::{Event, Record};
 use crate::upgrade::Context;
 
 /// Folds all layers of a deployment into one new base. What runs from the old layers is
@@ -24,19 +25,20 @@ pub fn merge(
         Verify::Full => Level::NewContents,
         Verify::New => Level::Structure,
     };
-    let merged = varve_rootfs::merge::merge(
-        &device.store,
-        deployment.name(),
-        0..layers,
-        context.now.as_second(),
-        level,
-        context.progress,
-        context.cancel,
-    )?;
-    let record = Record::new(context.now, Event::Merge)
-        .with("deployment", deployment.name())
-        .with("layers", layers)
-        .with("into", &merged.layer);
-    history::append(device.store.dir(), &record)?;
-    Ok(merged.deployment)
+    let name = deployment.name();
+    let record =
+        Record::new(context.now, Event::Merge).with("deployment", name).with("layers", layers);
+    announce::told(&device.store, record, Sign::restacked(deployment), |record| {
+        let merged = varve_rootfs::merge::merge(
+            &device.store,
+            name,
+            0..layers,
+            context.now.as_second(),
+            level,
+            context.progress,
+            context.cancel,
+        )?;
+        record.add("into", &merged.layer);
+        Ok(merged.deployment)
+    })
 }

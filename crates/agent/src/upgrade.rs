@@ -41,8 +41,8 @@ use crate::plan::{self, Fetch, UpgradePlan, Write};
 use crate::rejected::Rejection;
 use crate::{layer, policy, sources};
 
-pub(crate) use run::carry;
 pub use run::{Done, promote};
+pub(crate) use run::{carry, drop_damaged};
 
 /// What every long act is given.
 #[derive(Clone, Copy)]

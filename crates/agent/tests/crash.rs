@@ -1,6 +1,7 @@
 //! The power goes at every change that confirming, rolling back, falling back, giving a
 //! try back and mending make: what boots is the old or the new, the reason is never lost,
-//! a mark never vouches for a trial, and the same command finishes the work.
+//! a mark never vouches for a trial, the same command finishes the work, and the history
+//! tells of it once.
 
 #![allow(clippy::disallowed_methods, reason = "scratch files of a test")]
 #![allow(clippy::result_large_err, reason = "an error ends the work: none is on a hot path")]
@@ -10,6 +11,7 @@ mod common;
 use std::path::Path;
 
 use common::{Lab, now, with_context};
+use varve_agent::history::{self, Line};
 use varve_agent::rejected::Rejected;
 use varve_agent::{Device, Places, health, lifecycle, selection};
 use varve_sys::task::Cancel;
@@ -49,8 +51,22 @@ fn finalize(places: Places) {
 }
 
 /// Does `act`, and lays out what a cut at each of its changes leaves: `holds` judges that,
-/// and then `act` done again must end like the uncut one.
-fn cut_at_each_change(lab: &Lab, act: impl Fn(Places), holds: impl Fn(&Device)) {
+/// and then `act` done again must end like the uncut one, told once by the history's `word`.
+fn cut_at_each_change(
+    lab: &Lab,
+    word: Option<&str>,
+    act: impl Fn(Places),
+    holds: impl Fn(&Device),
+) {
+    let told = |device: &Device| {
+        let lines = history::read(device.store.dir()).unwrap();
+        let is_word = |line: &&Line| match line {
+            Line::Record(record) => Some(record.word.as_str()) == word,
+            Line::Other(_) => false,
+        };
+        lines.iter().filter(is_word).count()
+    };
+    let before = told(&lab.device());
     let (recording, ()) = crash::record(&lab.disk(), || act(places(lab, &lab.disk())));
     assert!(recording.len() > 3, "only {} changes were seen", recording.len());
     let end = lab.selection();
@@ -70,6 +86,8 @@ fn cut_at_each_change(lab: &Lab, act: impl Fn(Places), holds: impl Fn(&Device)) 
             (&end.latest, &end.previous, end.tries),
         );
         assert_eq!(again, wanted, "cut at {cut}, {survival:?}");
+        let lines = usize::from(word.is_some());
+        assert_eq!(told(&device) - before, lines, "cut at {cut}, {survival:?}: {word:?}");
         holds(&device);
     });
     assert!(states > 10, "only {states} states");
@@ -84,7 +102,7 @@ fn rejects(device: &Device, name: &str) -> bool {
 #[test]
 fn confirming() {
     let lab = on_trial("true");
-    cut_at_each_change(&lab, judge, |device| {
+    cut_at_each_change(&lab, Some("confirm"), judge, |device| {
         let selection = selection::read(&device.store).unwrap().unwrap();
         let marked = device.store.is_confirmed(&"r2".parse().unwrap()).unwrap();
         assert!(!marked || selection.tries.is_none(), "the mark vouches for a trial");
@@ -96,7 +114,7 @@ fn confirming() {
 #[test]
 fn rolling_back() {
     let lab = on_trial("false");
-    cut_at_each_change(&lab, judge, |device| {
+    cut_at_each_change(&lab, Some("roll-back"), judge, |device| {
         let selection = selection::read(&device.store).unwrap().unwrap();
         assert!(selection.latest.as_str() == "r2" || rejects(device, "r2"), "the reason is lost");
     });
@@ -107,7 +125,7 @@ fn rolling_back() {
 fn falling_back() {
     let lab = on_trial("true");
     while lab.boot(false) == "r2" {}
-    cut_at_each_change(&lab, judge, |device| {
+    cut_at_each_change(&lab, Some("fall-back"), judge, |device| {
         let selection = selection::read(&device.store).unwrap().unwrap();
         assert!(selection.latest.as_str() == "r2" || rejects(device, "r2"), "the reason is lost");
         assert!(selection.latest.as_str() == "r1" || selection.tries == Some(0));
@@ -119,7 +137,7 @@ fn falling_back() {
 fn giving_a_try_back() {
     let lab = on_trial("true");
     std::fs::write(lab.folder.path().join("run/boot-complete"), "").unwrap();
-    cut_at_each_change(&lab, finalize, |device| {
+    cut_at_each_change(&lab, Some("refund"), finalize, |device| {
         let tries = selection::read(&device.store).unwrap().unwrap().tries;
         assert!([Some(2), Some(3)].contains(&tries), "{tries:?}");
     });
@@ -138,7 +156,7 @@ fn carrying_state_at_shutdown() {
     lab.publish("r2");
     lab.upgrade();
     std::fs::write(note(&lab.disk(), "r1"), "new").unwrap();
-    cut_at_each_change(&lab, finalize, |device| {
+    cut_at_each_change(&lab, None, finalize, |device| {
         let text = std::fs::read_to_string(note(&device.places.physical_root, "r2")).unwrap();
         assert!(["old", "new"].contains(&text.as_str()), "{text:?}");
     });

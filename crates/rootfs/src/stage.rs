@@ -314,13 +314,21 @@ impl Verified<'_> {
         };
         let prepared = make_deployment_dir(staging)?;
         Store::write_deployment(&prepared, &record, &manifest.to_text())?;
+        state::prepare(store, &record, manifest)?;
+        let part = self.prepare_part(record.created, record.release.clone())?;
+        Ok((record, part))
+    }
+
+    /// The layer or tree, ready to be moved into place.
+    fn prepare_part(&self, created: i64, release: Option<ReleaseRef>) -> Result<Part> {
+        let Staged { staging, plan, .. } = &self.staged;
         if let Some(kind) = plan.layer_kind {
             let layer = LayerRecord {
                 format: FORMAT,
                 name: plan.part.clone(),
-                created: record.created,
+                created,
                 kind,
-                release: record.release.clone(),
+                release,
                 title: String::new(),
                 made_by: String::new(),
                 captured_from: None,
@@ -328,10 +336,29 @@ impl Verified<'_> {
             };
             write_layer_record(&staging.open_dir(LAYER)?, &layer)?;
         }
-        state::prepare(store, &record, manifest)?;
         let part = Part { is_layer: plan.layer_kind.is_some(), name: plan.part.clone() };
         part.announce(staging)?;
-        Ok((record, part))
+        Ok(part)
+    }
+
+    /// Puts what was staged in the place of the stack of the deployment of this name, which
+    /// is here: a repair. Its record is replaced at once; its number, marks and state stay.
+    /// No file of the old layers or tree is touched: they are nobody's then, and go when
+    /// nothing is mounted on them.
+    pub fn replace(self, created: i64) -> Result<Deployment> {
+        let Staged { store, staging, plan, .. } = &self.staged;
+        let old = store.deployment(&plan.name)?;
+        let record = DeploymentRecord { stack: plan.stack.clone(), ..old.record };
+        let prepared = self.prepare_part(created, record.release.clone());
+        let part = or_discard(store, &plan.name, prepared)?;
+
+        durable::sync_file_system(store.dir())?;
+        part.move_into_place(store, staging)?;
+        store.replace_record(&record)?;
+
+        // Committed: what is left of the way is for the sweep, if not for now.
+        let _ = durable::discard(store.staging(), plan.name.as_str(), store.trash());
+        Ok(Deployment { record, confirmed: old.confirmed, pinned: old.pinned })
     }
 }
 

@@ -393,6 +393,17 @@ impl Store {
         Ok(durable::replace_file(&dir, RECORD, record.to_text().as_bytes(), 0o644)?)
     }
 
+    /// Replaces a deployment's manifest, which the disk has damaged, by the text that its
+    /// release names; nothing else is taken.
+    pub fn mend_manifest(&self, name: &DeploymentName, text: &[u8]) -> Result<()> {
+        let release = self.deployment(name)?.record.release;
+        let digest = varve_format::Sha256Digest::of(text).0;
+        if release.is_none_or(|release| release.digest.0 != digest) {
+            return Err(StoreError::OtherManifest { name: name.clone() });
+        }
+        Ok(durable::replace_file(&self.deployment_dir(name)?, MANIFEST, text, 0o644)?)
+    }
+
     /// Writes record and manifest text into a directory that is being prepared.
     pub(crate) fn write_deployment(
         dir: &Dir,

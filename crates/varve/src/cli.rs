@@ -170,7 +170,7 @@ pub(crate) enum Command {
 }
 
 /// Where to look.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct SourceArgs {
     /// Look here instead of in the configured sources: a URL or a directory such as a USB
     /// stick's; may be given several times
@@ -313,6 +313,13 @@ pub(crate) enum ResetLevel {
 pub(crate) struct Fsck {
     /// This one alone
     pub deployment: Option<DeploymentName>,
+
+    /// Mend what is damaged: from another deployment here, else from the sources
+    #[arg(long)]
+    pub repair: bool,
+
+    #[command(flatten)]
+    pub sources: SourceArgs,
 }
 
 /// See [`Command::Ps`].

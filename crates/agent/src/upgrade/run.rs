@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::history::{self, Event, Record};
 use crate::layer::check::SwitchedOff;
 use crate::observe::Observed;
-use crate::{plan, selection};
+use crate::{announce, plan};
 
 /// What was done.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
@@ -76,13 +76,12 @@ impl Ready {
         let (deployment, switched_off) = crate::layer::bootable(device, deployment)?;
         let reconciled = carry(&device.store, &observed, &deployment)?;
         let tries = device.config.tries;
-        promote(&device.store, writer, &observed, &deployment, Some(tries))?;
         let record = Record::new(context.now, Event::Upgrade)
             .with("release", &release)
             .with("deployment", deployment.name())
             .with("fetched", fetched)
             .with("reused", reused);
-        history::append(device.store.dir(), &record)?;
+        promote(&device.store, writer, &observed, &deployment, Some(tries), record)?;
         let collected = crate::collect::by_policy(device, writer, context)?;
         Ok(Done {
             deployment: deployment.name().clone(),
@@ -244,17 +243,19 @@ fn stage(
 }
 
 /// Deletes from incoming/ what no longer is what its name says, so that the next run
-/// fetches it again.
-fn drop_damaged(store: &Store, context: &Context<'_>) -> Result<()> {
+/// fetches it again. Gives their names.
+pub(crate) fn drop_damaged(store: &Store, context: &Context<'_>) -> Result<Vec<String>> {
+    let mut dropped = Vec::new();
     for entry in store.incoming().names()? {
         context.cancel.check()?;
         let Some(digest) = entry.name.to_str().and_then(|name| name.parse().ok()) else { continue };
         let intact = crate::fsck::is_intact(store.incoming(), &entry.name, digest);
         if !intact {
             store.incoming().remove_all(&entry.name)?;
+            dropped.push(entry.name.to_string_lossy().into_owned());
         }
     }
-    Ok(())
+    Ok(dropped)
 }
 
 /// Gives a deployment that never was good the versioned state of what runs, brought onto
@@ -285,17 +286,18 @@ fn state_source<'a>(observed: &'a Observed, to: &DeploymentName) -> Option<&'a D
 }
 
 /// Names a deployment the latest: the commit point of an upgrade, one file replaced.
-/// `tries`: on trial; none: for good.
+/// `tries`: on trial; none: for good. `record` is the line that tells of it.
 pub fn promote(
     store: &Store,
     _writer: &Writer,
     observed: &Observed,
     deployment: &Deployment,
     tries: Option<u8>,
+    record: Record,
 ) -> Result<Selection> {
     let current = observed.effective_selection();
     let new = transition::promote(current.as_ref(), deployment.name(), tries)?;
-    selection::commit(store, &new)?;
+    announce::selected::<Error>(store, &new, record)?;
     Ok(new)
 }
 

@@ -3,12 +3,15 @@
 use std::path::Path;
 
 use serde::Serialize;
+use varve_agent::fsck::Found;
 use varve_agent::observe::Observed;
 use varve_agent::ps::Process;
-use varve_agent::{Error, collect, fsck, lifecycle, merge, ps, reset};
+use varve_agent::repair::Repaired;
+use varve_agent::{Error, collect, fsck, lifecycle, merge, ps, repair, reset};
 use varve_format::{DeploymentName, LayerName};
 use varve_term::Exit;
 
+use super::upgrade::device_with;
 use super::{Answer, Session};
 use crate::cli::{Collect, Fsck, Merge, Name, Ps, Reset, ResetLevel};
 use crate::interrupt;
@@ -92,11 +95,32 @@ pub(crate) fn collect(session: &Session<'_>, args: &Collect) -> Answer {
 }
 
 pub(crate) fn fsck(session: &Session<'_>, args: &Fsck) -> Answer {
-    let device = session.device()?;
+    let device = device_with(session, args.sources.clone())?;
     interrupt::busy();
-    let found = fsck::fsck(&device, args.deployment.as_ref(), &session.context())?;
-    session.answer(&found, show::fsck)?;
-    Ok(if found.is_clean() { Exit::Done } else { Exit::Untrusted })
+    let (only, context) = (args.deployment.as_ref(), session.context());
+    // Nothing else changes what is looked at here and mended then.
+    let writer = match args.repair {
+        true => Some(device.lock("fsck --repair", session.now)?),
+        false => None,
+    };
+    let found = fsck::fsck(&device, only, &context)?;
+    let repaired = match &writer {
+        Some(writer) if !found.is_clean() => Some(repair::repair(&device, writer, only, &context)?),
+        _ => None,
+    };
+    let good = repaired.as_ref().map_or(found.is_clean(), Repaired::is_complete);
+    session.answer(&FsckAnswer { found, repaired }, show::fsck)?;
+    Ok(if good { Exit::Done } else { Exit::Untrusted })
+}
+
+/// What was found, and what was done about it.
+#[derive(Debug, Serialize)]
+pub(crate) struct FsckAnswer {
+    #[serde(flatten)]
+    pub found: Found,
+    /// With `--repair`, when something was damaged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<Repaired>,
 }
 
 /// One process, for machines.

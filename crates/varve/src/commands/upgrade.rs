@@ -62,7 +62,8 @@ pub(crate) fn init(
     Ok(Exit::Done)
 }
 
-fn device_with(session: &Session<'_>, sources: SourceArgs) -> Result<Device, Failure> {
+/// Opens the device, with these sources in place of the configured ones if there are any.
+pub(crate) fn device_with(session: &Session<'_>, sources: SourceArgs) -> Result<Device, Failure> {
     let mut device = session.device()?;
     if !sources.source.is_empty() {
         device.config.sources = sources.source;

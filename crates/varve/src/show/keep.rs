@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use varve_agent::fsck::Found;
 use varve_agent::ps::{How, Origin, Process};
+use varve_agent::repair::Repaired;
 use varve_format::LayerName;
 use varve_term::Columns;
 use varve_term::human::{bytes, count, plural};
 
-use crate::commands::keep::{Collected, Merged, Pinned};
+use crate::commands::keep::{Collected, FsckAnswer, Merged, Pinned};
 
 pub(crate) fn pinned(answer: &Pinned) -> String {
     let Pinned { deployment, pinned, changed, dry_run } = answer;
@@ -51,7 +51,8 @@ pub(crate) fn collected(answer: &Collected) -> String {
     text
 }
 
-pub(crate) fn fsck(found: &Found) -> String {
+pub(crate) fn fsck(answer: &FsckAnswer) -> String {
+    let found = &answer.found;
     let mut text = String::new();
     for checked in &found.deployments {
         let name = &checked.deployment;
@@ -81,10 +82,52 @@ pub(crate) fn fsck(found: &Found) -> String {
             found.bad_incoming.len()
         ));
     }
-    if !found.is_clean() {
-        text.push_str(
-            "An upgrade writes anew what is damaged in what it builds upon: varve upgrade --restage\n",
-        );
+    match &answer.repaired {
+        Some(repaired) => text.push_str(&mended(repaired)),
+        None if !found.is_clean() => {
+            text.push_str("To write anew what is damaged: varve fsck --repair\n");
+        }
+        None => {}
+    }
+    text
+}
+
+fn mended(repaired: &Repaired) -> String {
+    let mut text = String::new();
+    for mended in &repaired.deployments {
+        let mut parts = Vec::new();
+        if mended.differences > 0 {
+            parts.push(format!(
+                "{} mended",
+                plural(mended.differences, "difference", "differences")
+            ));
+        }
+        if mended.manifest {
+            parts.push("the manifest fetched".to_owned());
+        }
+        if mended.copied > 0 {
+            parts.push(format!(
+                "{} copied from what is here",
+                plural(mended.copied, "file", "files")
+            ));
+        }
+        if mended.fetched > 0 {
+            parts.push(format!("{} fetched", plural(mended.fetched, "file", "files")));
+        }
+        text.push_str(&format!("{}: {}.\n", mended.deployment, parts.join(", ")));
+    }
+    if repaired.selection {
+        text.push_str("The selection was written anew.\n");
+    }
+    if !repaired.dropped.is_empty() {
+        let count = plural(repaired.dropped.len() as u64, "damaged file", "damaged files");
+        text.push_str(&format!("{count} of an unfinished upgrade deleted.\n"));
+    }
+    if repaired.fetched > 0 {
+        text.push_str(&format!("{} fetched.\n", bytes(repaired.fetched)));
+    }
+    for left in &repaired.left {
+        text.push_str(&format!("Not mended: {left}\n"));
     }
     text
 }

@@ -195,8 +195,20 @@ fn sentence(record: &Record) -> String {
             get("tries")
         ),
         Some(Event::Merge) => {
-            format!("{}: {} layers merged into {}", get("deployment"), get("layers"), get("into"))
+            // A line that a power cut delayed does not know the layer's name.
+            let into = record.get("into").unwrap_or("one");
+            format!("{}: {} layers merged into {into}", get("deployment"), get("layers"))
         }
+        Some(Event::Repair) => format!(
+            "{}: {} mended, {} of its files fetched",
+            get("deployment"),
+            plural(
+                record.get("differences").and_then(|v| v.parse().ok()).unwrap_or(0),
+                "difference",
+                "differences"
+            ),
+            get("fetched")
+        ),
         Some(Event::Collect) => match record.get("deployments") {
             None | Some("") => format!("{} freed", size("bytes")),
             Some(names) => format!("{} freed; {names} deleted", size("bytes")),

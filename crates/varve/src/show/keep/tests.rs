@@ -1,5 +1,6 @@
-use varve_agent::fsck::Checked;
+use varve_agent::fsck::{Checked, Found};
 use varve_agent::ps::Use;
+use varve_agent::repair::Mended;
 
 use super::*;
 
@@ -58,7 +59,32 @@ fn checking() {
         incoming: 5,
         records: vec!["the selection is missing".to_owned()],
     };
-    insta::assert_snapshot!([fsck(&clean), fsck(&all)].join("---\n"));
+    let mended = Mended {
+        deployment: "debian-13.2".parse().unwrap(),
+        manifest: false,
+        differences: 2,
+        copied: 1,
+        fetched: 1,
+    };
+    let other = Mended {
+        deployment: "debian-13.3".parse().unwrap(),
+        manifest: true,
+        differences: 0,
+        copied: 0,
+        fetched: 0,
+    };
+    let repaired = Repaired {
+        deployments: vec![mended, other],
+        dropped: vec!["00".to_owned()],
+        selection: true,
+        fetched: 345_000,
+        left: vec!["deployments/x: no record".to_owned()],
+    };
+    let say = |found: &Found, repaired: Option<Repaired>| {
+        fsck(&FsckAnswer { found: found.clone(), repaired })
+    };
+    let said = [say(&clean, None), say(&all, None), say(&all, Some(repaired))];
+    insta::assert_snapshot!(said.join("---\n"));
 }
 
 #[test]
