@@ -321,7 +321,7 @@ impl Verified<'_> {
 
     /// The layer or tree, ready to be moved into place.
     fn prepare_part(&self, created: i64, release: Option<ReleaseRef>) -> Result<Part> {
-        let Staged { staging, plan, .. } = &self.staged;
+        let Staged { staging, plan, manifest, .. } = &self.staged;
         if let Some(kind) = plan.layer_kind {
             let layer = LayerRecord {
                 format: FORMAT,
