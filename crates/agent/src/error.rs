@@ -87,6 +87,9 @@ pub enum Error {
     /// The selection does not allow it.
     #[error(transparent)]
     Transition(#[from] varve_boot::transition::TransitionError),
+    /// Layers were not taken off, or a search does not allow it.
+    #[error(transparent)]
+    Strip(#[from] crate::strip::StripError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -53,9 +53,13 @@ pub enum Event {
     Layers,
     /// What the disk had damaged in a deployment was written anew.
     Repair,
+    /// Layers were taken off: for the next boot, or for good.
+    Strip,
+    /// The search for a bad layer began, or learnt something.
+    Search,
 }
 
-const WORDS: [(Event, &str); 13] = [
+const WORDS: [(Event, &str); 15] = [
     (Event::Init, "init"),
     (Event::Upgrade, "upgrade"),
     (Event::UpgradeFailed, "upgrade-failed"),
@@ -69,6 +73,8 @@ const WORDS: [(Event, &str); 13] = [
     (Event::Pin, "pin"),
     (Event::Layers, "layers"),
     (Event::Repair, "repair"),
+    (Event::Strip, "strip"),
+    (Event::Search, "search"),
 ];
 
 impl Event {

@@ -19,6 +19,7 @@
 //! | [`lifecycle`], [`health`] | confirm, roll back, shutdown |
 //! | [`merge`], [`collect`], [`fsck`] | what keeps the disk in order |
 //! | [`ps`] | what runs from what |
+//! | [`strip`], [`bisect`] | layers taken off, and the search for the bad one |
 //! | [`history`], [`rejected`], [`selection`] | files of its own below `/varve` |
 //!
 //! Nothing here prints, exits or reads the environment or the clock: the `varve` command
@@ -28,6 +29,7 @@
 #![allow(clippy::result_large_err, reason = "an error ends the work: none is on a hot path")]
 
 pub mod announce;
+pub mod bisect;
 pub mod choose;
 pub mod collect;
 pub mod config;
@@ -49,6 +51,7 @@ pub mod repair;
 pub mod reset;
 pub mod selection;
 pub mod sources;
+pub mod strip;
 pub mod upgrade;
 
 pub use config::{Config, ConfigError};

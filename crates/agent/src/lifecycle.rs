@@ -55,6 +55,8 @@ pub enum AfterBoot {
         /// What boots next; none: there is nothing to go back to, and it stays.
         back_to: Option<DeploymentName>,
     },
+    /// This boot was a part of the search for a bad layer.
+    Searched(crate::bisect::Judged),
     /// The latest did not come up, and another one runs.
     FellBack {
         /// The one that did not come up.
@@ -77,7 +79,19 @@ pub fn after_boot(
     let boot = observed.boot.clone().ok_or(Error::NotRunning)?;
     let current = mended_selection(device, writer, &observed, context)?;
     let nothing = |why: &str| Ok(AfterBoot::Nothing { why: why.to_owned() });
-    let asked_for = matches!(boot.reason.as_str(), "key-held" | "command-line");
+    if boot.reason == "search" {
+        return match crate::bisect::judge_boot(device, writer, context, run)? {
+            Some(judged) => Ok(AfterBoot::Searched(judged)),
+            None => nothing("this boot is a part of a search, which is over or asks a person"),
+        };
+    }
+    let asked_for = matches!(boot.reason.as_str(), "key-held" | "command-line" | "menu" | "probe");
+    // A boot of the whole that came up: the memory of the last try is over.
+    if !asked_for
+        && crate::strip::read_probe(&device.store).is_ok_and(|p| p.is_some_and(|p| p.tries == 0))
+    {
+        crate::strip::forget_probe(&device.store)?;
+    }
     if current.latest != boot.deployment {
         if asked_for {
             return nothing("this boot was asked for by a key or on the kernel's command line");
@@ -347,6 +361,9 @@ pub fn finalize(device: &Device, _writer: &Writer, context: &Context<'_>) -> Res
     let (Some(boot), Ok(current)) = (&observed.boot, &observed.selection) else {
         return Ok(Finalized::Nothing);
     };
+    if boot.reason == "search" && device.boot_is_complete() {
+        crate::bisect::not_judged(device)?;
+    }
     // The generation that the boot stage wrote: nothing was decided since, nor given back.
     let untouched = boot.generation == Some(current.generation);
     let unjudged = boot.try_spent && untouched && device.boot_is_complete();

@@ -151,6 +151,18 @@ pub(crate) enum Command {
     /// everything back. /etc/varve stays. State that all deployments share is left alone.
     Reset(Reset),
 
+    /// Take layers off, one by one, until it works; nothing is deleted
+    ///
+    /// Without options it shows the list, as the boot menu does: four keys, and a try
+    /// restarts the machine. A try is for once and forgets what it changes in the system.
+    Strip(Strip),
+
+    /// Find the layer that does harm, by boots that leave some out
+    ///
+    /// A boot that hangs counts as bad once the machine is switched off and on. The health
+    /// checks judge the others, or you do. Without a word it says how far it is.
+    Bisect(Bisect),
+
     /// At shutdown: carry changed state to what boots next, give an unjudged try back
     #[command(hide = true)]
     Finalize,
@@ -343,4 +355,81 @@ pub(crate) struct Merge {
     /// Say what would be merged; change nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
+}
+
+/// See [`Command::Strip`].
+#[derive(Debug, Args)]
+pub(crate) struct Strip {
+    /// The next boot leaves out so many, from the top
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["base", "keep", "back"])]
+    pub off: Option<usize>,
+
+    /// The next boot is the base alone
+    #[arg(long, conflicts_with_all = ["keep", "back"])]
+    pub base: bool,
+
+    /// Keep what runs: what was left out of this boot is off from now on
+    #[arg(long, conflicts_with = "back")]
+    pub keep: bool,
+
+    /// Put it all back: the next boot has every layer
+    #[arg(long)]
+    pub back: bool,
+
+    /// Reboot
+    #[arg(long)]
+    pub reboot: bool,
+}
+
+/// See [`Command::Bisect`].
+#[derive(Debug, Args)]
+pub(crate) struct Bisect {
+    /// What to do
+    #[command(subcommand)]
+    pub act: Option<BisectAct>,
+}
+
+/// The acts of a search.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BisectAct {
+    /// Begin; the next boot takes the first probe
+    Start {
+        /// You judge each boot, not the health checks: good, bad or skip
+        #[arg(long)]
+        person: bool,
+
+        /// Find the smallest set of layers that does harm together (takes many more boots)
+        #[arg(long)]
+        subset: bool,
+
+        /// Believe a verdict once it leads by so many answers, for what fails now and then
+        #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9))]
+        agree: u8,
+
+        /// Reboot into the first probe
+        #[arg(long)]
+        reboot: bool,
+    },
+    /// This boot works
+    Good {
+        /// Reboot into the next probe
+        #[arg(long)]
+        reboot: bool,
+    },
+    /// This boot does not work
+    Bad {
+        /// Reboot into the next probe
+        #[arg(long)]
+        reboot: bool,
+    },
+    /// This boot says nothing
+    Skip {
+        /// Reboot into the next probe
+        #[arg(long)]
+        reboot: bool,
+    },
+    /// Switch off what was found, from now on
+    Keep,
+    /// End the search; the next boot is the usual one
+    Stop,
 }

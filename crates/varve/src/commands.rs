@@ -3,6 +3,7 @@
 pub(crate) mod keep;
 pub(crate) mod layer;
 pub(crate) mod lifecycle;
+pub(crate) mod strip;
 pub(crate) mod upgrade;
 
 use std::sync::Arc;
@@ -94,6 +95,8 @@ pub(crate) fn run(cli: Cli, cancel: &Cancel) -> Answer {
         Command::Merge(args) => keep::merge(&session, &args),
         Command::Reset(args) => keep::reset(&session, &args),
         Command::Layer(command) => layer::run(&session, &command),
+        Command::Strip(args) => strip::strip(&session, &args),
+        Command::Bisect(args) => strip::bisect(&session, &args),
         Command::Completions { shell } => completions(shell),
         Command::Manual { directory } => manual(&directory),
     }

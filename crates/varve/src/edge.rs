@@ -167,6 +167,10 @@ fn answer(error: &Error) -> (Exit, Option<String>) {
         Error::NoDeployment { .. } | Error::Store(StoreError::NoDeployment { .. }) => {
             (Exit::Refused, "`varve status` shows which there are".into())
         }
+        Error::Strip(_) => (
+            Exit::Refused,
+            "`varve strip` shows the layers, `varve bisect` how far a search is".into(),
+        ),
         Error::NotEmpty { .. } => (Exit::Refused, "`varve --root DIR upgrade` upgrades it".into()),
         Error::NotRunning => (Exit::Refused, "without --root it works on what runs".into()),
         Error::NothingGood => {

@@ -3,4 +3,5 @@
 pub(crate) mod keep;
 pub(crate) mod layer;
 pub(crate) mod lifecycle;
+pub(crate) mod strip;
 pub(crate) mod upgrade;

@@ -20,7 +20,7 @@ impl Menu {
         ];
         lines.extend(self.why.iter().take(2).map(|why| format!(" {why}")));
         lines.push(String::new());
-        self.list(&mut lines);
+        lines.extend(self.list());
         lines.push(String::new());
         self.below(&mut lines);
         while lines.len() < LINES - 1 {
@@ -39,8 +39,9 @@ impl Menu {
         }
     }
 
-    fn list(&self, lines: &mut Vec<String>) {
-        lines.push(row(["", "LAYER", "MADE", "SIZE", "WHAT IT IS"]));
+    /// The list alone, with its head.
+    pub fn list(&self) -> Vec<String> {
+        let mut lines = vec![row(["", "LAYER", "MADE", "SIZE", "WHAT IT IS"])];
         let (base, layers) = match self.entries.split_last() {
             Some((base, layers)) => (Some(base), layers),
             None => (None, &[][..]),
@@ -57,6 +58,7 @@ impl Menu {
             lines.push(format!("      ... {} older", layers.len() - end));
         }
         lines.extend(base.map(|entry| self.entry(entry)));
+        lines
     }
 
     fn entry(&self, entry: &Entry) -> String {

@@ -120,6 +120,13 @@ pub(crate) fn confirm(session: &Session<'_>, args: &Confirm) -> Answer {
     })?;
     session.answer(&answer, show::after_boot)?;
     match &answer {
+        AfterBoot::Searched(judged) => {
+            if judged.again && session.places.boot_report.is_some() {
+                drop(writer);
+                reboot()?;
+            }
+            Ok(Exit::Done)
+        }
         AfterBoot::Failed { back_to, .. } => {
             if back_to.is_some() && session.places.boot_report.is_some() {
                 drop(writer);

@@ -138,7 +138,8 @@ fn situation(situation: &Situation) -> String {
             release.name
         ),
         Situation::Stripped { layers } => format!(
-            "{} were left out of this boot; the next one has them again.",
+            "{} were left out of this boot; the next one has them again.\n\
+             To keep it like this: varve strip --keep",
             plural(u64::from(*layers), "layer", "layers")
         ),
     }
@@ -213,6 +214,20 @@ fn sentence(record: &Record) -> String {
             None | Some("") => format!("{} freed", size("bytes")),
             Some(names) => format!("{} freed; {names} deleted", size("bytes")),
         },
+        Some(Event::Strip) => match get("kept") {
+            "true" => format!("{} is {} without {}", get("deployment"), get("from"), get("off")),
+            _ => format!("{}: the next boot is without {}", get("deployment"), get("off")),
+        },
+        Some(Event::Search) => match record.get("verdict") {
+            None => format!("{}: search for a bad layer", get("deployment")),
+            Some(verdict) => {
+                let off = match get("off") {
+                    "" => "with all layers".to_owned(),
+                    off => format!("without {off}"),
+                };
+                format!("{} {off}: {verdict}: {}", get("deployment"), get("why"))
+            }
+        },
         Some(Event::Pin) => match get("pinned") {
             "true" => format!("{} pinned", get("deployment")),
             _ => format!("{} unpinned", get("deployment")),
@@ -254,6 +269,7 @@ pub(crate) fn after_boot(answer: &AfterBoot) -> String {
         AfterBoot::Failed { deployment, reason, back_to: None } => {
             format!("{deployment} is not well: {reason}.\nThere is nothing to go back to.\n")
         }
+        AfterBoot::Searched(judged) => super::strip::judged(judged),
         AfterBoot::FellBack { from, to, reason } => {
             format!("{from} did not come up: {reason}.\n{to} boots from now on.\n")
         }

@@ -1,0 +1,97 @@
+//! What `strip` and `bisect` say.
+
+use varve_agent::bisect::{Judged, Report};
+use varve_agent::strip::{self, Kept};
+use varve_format::LayerName;
+use varve_format::probe::Judge;
+use varve_term::human::plural;
+
+use crate::commands::strip::{List, NextBoot};
+
+pub(crate) fn list(list: &List) -> String {
+    list.menu.list().join("\n")
+        + "\n\nThe next boot without the newest so many: varve strip --off COUNT --reboot\n"
+}
+
+pub(crate) fn next_boot(next: &NextBoot) -> String {
+    if next.off.is_empty() {
+        return format!("The next boot of {} has all its layers.\n", next.deployment);
+    }
+    let off = strip::list(&next.off);
+    let mut text = format!("The next boot of {} is without {off}, once.\n", next.deployment);
+    if !next.shared.is_empty() {
+        let shared = next.shared.join(", ");
+        text += &format!("Work saved in {shared} by the newer system may not open in it.\n");
+    }
+    text
+}
+
+pub(crate) fn kept(kept: &Kept) -> String {
+    let Kept { deployment, from, off, was_here } = kept;
+    let off = strip::list(off);
+    let trial = if *was_here { "" } else { ", on trial" };
+    format!(
+        "{deployment} boots from now on{trial}: {from} without {off}.\n\
+         Nothing was deleted. To go back: varve rollback. What can be freed: varve collect --dry-run\n"
+    )
+}
+
+pub(crate) fn judged(judged: &Judged) -> String {
+    let next = match judged.again {
+        true => "The next boot takes the next probe.",
+        false => "The search is over: varve bisect",
+    };
+    format!("{}: {} ({}).\n{next}\n", without(&judged.off), judged.verdict, judged.why)
+}
+
+fn without(off: &[LayerName]) -> String {
+    if off.is_empty() {
+        "With all layers".to_owned()
+    } else {
+        format!("Without {}", strip::list(off))
+    }
+}
+
+pub(crate) fn report(report: &Report) -> String {
+    let count = plural(report.layers.len() as u64, "layer", "layers");
+    let mut text = format!("The search of {} over {count}:\n", report.deployment);
+    for answer in &report.answers {
+        text += &format!("  {}: {} ({})\n", without(&answer.off), answer.verdict, answer.why);
+    }
+    if let Some(running) = &report.running {
+        text += &format!("  {}: runs now\n", without(running));
+        if report.judge == Judge::Person {
+            text += "Does it work? varve bisect good, bad or skip\n";
+        }
+    }
+    let found = strip::list(&report.found);
+    text += &match report.outcome {
+        "searching" => {
+            let left = plural(report.left.into(), "more boot", "more boots");
+            format!("At most {left}. If one hangs, switch it off and on: that counts as bad.\n")
+        }
+        "found" if report.proven => {
+            format!("{found} does the harm: without it all the rest works.\n")
+        }
+        "found" => format!("{found} does harm, and something else with it: only less works.\n"),
+        "one-of" => format!("One of these does the harm, and it cannot be said which: {found}.\n"),
+        "nothing-wrong" => {
+            "Nothing is wrong with all the layers on, as it was judged.\n".to_owned()
+        }
+        "not-the-layers" => {
+            "It is no layer's fault: the base alone is bad too. The state or the machine may be.\n"
+                .to_owned()
+        }
+        _ => "It cannot be said: too much was skipped.\n".to_owned(),
+    };
+    if !report.changes.is_empty() {
+        text += &format!("It changes {}:\n", plural(report.paths, "path", "paths"));
+        text += &report.changes.iter().map(|path| format!("  {path}\n")).collect::<String>();
+        text += "To switch it off from now on: varve bisect keep\n";
+    }
+    text
+}
+
+pub(crate) fn stopped(report: &Report) -> String {
+    format!("The search of {} is ended; the next boot is the usual one.\n", report.deployment)
+}
