@@ -192,6 +192,7 @@ pub fn switch_off(
             created: context.now.as_second(),
             own,
             state: old.record.state.clone(),
+            fresh_root: false,
             title: format!("without {}", list(&off)),
         };
         let new = restack(&device.store, &change, None)?;

@@ -47,7 +47,8 @@ fn with_layers(config: &str, layers: &[&str]) -> Lab {
         let mut own = base.record.own.clone();
         own.insert(0, OwnLayer::on(record.name.clone()));
         let state = base.record.state.clone();
-        let change = Restack { base, name, created: 0, own, state, title: String::new() };
+        let change =
+            Restack { base, name, created: 0, own, state, fresh_root: false, title: String::new() };
         let new = restack(&device.store, &change, Some((draft, &record))).unwrap();
         device.store.mark_confirmed(new.name()).unwrap();
         let writer = device.lock("test", now()).unwrap();
