@@ -145,6 +145,7 @@ mod tests {
             digest: ReleaseDigest([n; 32]),
             record_sha256: Sha256Digest([0; 32]),
             record_size: 0,
+            deltas: None,
         }
     }
 

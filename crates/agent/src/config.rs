@@ -32,6 +32,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use varve_format::deployment::{Layout, RootMode, StatePath};
 
+pub use crate::method::Prefer;
 pub use error::ConfigError;
 pub use network::{Network, Proxy, Rate};
 pub use policy::{Allowed, Policy, Xattrs};
@@ -77,8 +78,22 @@ pub struct Config {
     pub reserve: Bytes,
     /// An upgrade that would fetch more than this is refused; none: no limit.
     pub max_download: Option<Bytes>,
+    /// How what is missing comes.
+    pub download: Download,
     /// What must be well before a release is kept.
     pub health: Vec<HealthCheck>,
+}
+
+/// How what is missing comes.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Download {
+    /// What counts when there are several ways.
+    pub prefer: Prefer,
+    /// Memory that an upgrade may use; none: half of what is available.
+    pub memory: Option<Bytes>,
+    /// Processor time that applying deltas may take, by the publisher's measure; none: any.
+    pub cpu: Option<Seconds>,
 }
 
 /// How much of a staged release is read again before it is promoted.
@@ -126,6 +141,7 @@ impl Default for Config {
             verify: Verify::Full,
             reserve: Bytes(64 << 20),
             max_download: None,
+            download: Download::default(),
             health: Vec::new(),
         }
     }

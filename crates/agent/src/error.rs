@@ -165,6 +165,16 @@ impl Error {
         }
     }
 
+    /// Whether more would have been fetched than may be.
+    pub fn is_budget(&self) -> bool {
+        match self {
+            Self::Document(DocumentError::Fetch(error))
+            | Self::Contents(ContentsError::Fetch(error)) => error.is_budget(),
+            Self::Refused(Refusal::Budget { .. }) => true,
+            _ => false,
+        }
+    }
+
     /// Whether the disk, or its inodes, are full.
     pub fn is_no_space(&self) -> bool {
         self.find_sys(SysError::is_no_space)

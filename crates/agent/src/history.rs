@@ -33,6 +33,8 @@ pub enum Event {
     Upgrade,
     /// An upgrade did not come to its end.
     UpgradeFailed,
+    /// A delta was not used, or did not make all that it should: packs did the rest.
+    DeltaLeft,
     /// The booted deployment was found good.
     Confirm,
     /// A health check failed.
@@ -63,6 +65,7 @@ const WORDS: [(Event, &str); 15] = [
     (Event::Init, "init"),
     (Event::Upgrade, "upgrade"),
     (Event::UpgradeFailed, "upgrade-failed"),
+    (Event::DeltaLeft, "delta-left"),
     (Event::Confirm, "confirm"),
     (Event::CheckFailed, "check-failed"),
     (Event::RollBack, "roll-back"),

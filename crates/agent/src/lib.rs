@@ -42,6 +42,7 @@ pub mod init;
 pub mod layer;
 pub mod lifecycle;
 pub mod merge;
+pub mod method;
 pub mod observe;
 pub mod plan;
 pub mod policy;

@@ -50,6 +50,10 @@ pub struct UpgradePlan {
     pub conflicts: Vec<Conflict>,
     /// What is fetched.
     pub fetch: Fetch,
+    /// The deltas that are used, when there are any.
+    pub delta: Option<DeltaUse>,
+    /// Why deltas that are offered are not used.
+    pub without_delta: Vec<String>,
     /// What is written.
     pub write: Write,
     /// The room that it needs, by file system.
@@ -62,8 +66,12 @@ pub struct UpgradePlan {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Fetch {
-    /// Bytes over the wire for contents.
+    /// Bytes over the wire for contents, by deltas and by packs.
     pub bytes: u64,
+    /// Of these, by packs.
+    pub packs: u64,
+    /// Seconds that all of it takes, at the rate seen so far (or a usual one).
+    pub seconds: u64,
     /// Requests for them, when nothing goes wrong.
     pub requests: u64,
     /// Files.
@@ -72,6 +80,22 @@ pub struct Fetch {
     pub here_already: u64,
     /// Bytes of metadata, manifest and indexes that making this plan has cost.
     pub metadata_bytes: u64,
+}
+
+/// Deltas, as part of a plan.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DeltaUse {
+    /// The release that they start from, and those they lead through.
+    pub from: String,
+    /// Bytes of them still to fetch.
+    pub bytes: u64,
+    /// Files that they make.
+    pub contents: u64,
+    /// Memory that applying takes, in bytes.
+    pub memory: u64,
+    /// Processor time that applying takes, as the publisher measured, in milliseconds.
+    pub cpu_milliseconds: u64,
 }
 
 /// What is written.
@@ -164,8 +188,9 @@ impl Room {
 impl UpgradePlan {
     /// Whether it must not be carried out, and why.
     pub fn refuse(&self) -> Result<(), Refusal> {
-        if let Some(limit) = self.max_download.filter(|&limit| self.fetch.bytes > limit) {
-            return Err(Refusal::Budget { bytes: self.fetch.bytes, limit });
+        let bytes = self.fetch.bytes + self.fetch.metadata_bytes;
+        if let Some(limit) = self.max_download.filter(|&limit| bytes > limit) {
+            return Err(Refusal::Budget { bytes, limit });
         }
         self.room.iter().find_map(Room::refusal).map_or(Ok(()), Err)
     }
@@ -178,6 +203,10 @@ pub struct Beside {
     pub bytes: u64,
     /// Directories of a merge: each is made anew, while files are linked.
     pub directories: u64,
+    /// Contents that deltas make, and the bytes of these.
+    pub made: (u64, u64),
+    /// Bytes of deltas that are kept until all is staged.
+    pub deltas: u64,
 }
 
 /// What staging and fetching want of the file system that holds `/varve`.
@@ -191,10 +220,11 @@ pub fn room(
     config: &Config,
 ) -> Room {
     // Each file ends in a block that it does not fill.
-    let ends = (fetch.contents() as u64 + stage.write_inodes) * BLOCK / 2;
-    let written = fetch.disk_bytes() + ends + stage.write_bytes;
+    let contents = fetch.contents() as u64 + beside.made.0;
+    let ends = (contents + stage.write_inodes) * BLOCK / 2;
+    let written = fetch.disk_bytes() + beside.made.1 + beside.deltas + ends + stage.write_bytes;
     let need = written + beside.bytes + beside.directories * BLOCK + RECORDS;
-    let need_inodes = fetch.contents() as u64 + stage.write_inodes + beside.directories + 64;
+    let need_inodes = contents + stage.write_inodes + beside.directories + 64;
     Room {
         path,
         need,

@@ -16,10 +16,12 @@
 //! [`prepare`] does the first three and gives a [`Ready`]; [`Ready::run`] does the rest.
 //! Cut at any point, the next run begins again and finds done what was done.
 
+mod deltas;
 mod run;
 
 use jiff::Timestamp;
 use std::collections::HashSet;
+use std::time::Instant;
 use varve_fetch::contents;
 use varve_fetch::{Metadata, Patience, ReleaseRef, Sources, Trust};
 use varve_format::ContentDigest;
@@ -28,7 +30,7 @@ use varve_format::deployment::{OwnLayer, ReleaseRef as Installed, StateDir};
 use varve_format::manifest::Manifest;
 use varve_format::release::ReleaseRecord;
 use varve_rootfs::layout::{self, Request, StagePlan};
-use varve_rootfs::{Deployment, SourceCheck};
+use varve_rootfs::{Deployment, Needed, SourceCheck};
 use varve_sys::space;
 use varve_sys::task::{Cancel, Progress};
 
@@ -37,7 +39,7 @@ use crate::config::Verify;
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
 use crate::observe::Observed;
-use crate::plan::{self, Fetch, UpgradePlan, Write};
+use crate::plan::{self, DeltaUse, Fetch, UpgradePlan, Write};
 use crate::rejected::Rejection;
 use crate::{layer, policy, sources};
 
@@ -94,6 +96,7 @@ struct Parts {
     base: Option<Deployment>,
     stage: StagePlan,
     contents: contents::Plan,
+    chain: Option<deltas::Chain>,
 }
 
 /// What came of preparing.
@@ -144,6 +147,7 @@ pub fn prepare(
         varve_rootfs::stage::sweep(&device.store)?;
     }
     let observed = Observed::look(device)?;
+    let began = Instant::now();
     let mut sources = open_sources(device, context)?;
     if !dry_run {
         // What comes stays, to the byte, for whoever goes on when this one is stopped.
@@ -173,10 +177,32 @@ pub fn prepare(
                 Verify::Full if !dry_run => SourceCheck::Contents,
                 _ => SourceCheck::Trust,
             };
-            let (manifest, text) = varve_fetch::manifest(&record, &sources, context.cancel)?;
-            let (manifest, text) = (manifest.into_inner(), text.len() as u64);
+            let look = deltas::Look {
+                device,
+                observed: &observed,
+                metadata: &metadata,
+                release: &release,
+                record: &record,
+                sources: &sources,
+                began,
+                context,
+            };
+            let found = look.find()?;
+            let by_delta = found
+                .chain
+                .as_ref()
+                .and_then(|chain| Some((deltas::manifest(chain)?, chain.manifest().len() as u64)));
+            let (manifest, text) = match by_delta {
+                Some(known) => known,
+                None => {
+                    let (manifest, text) =
+                        varve_fetch::manifest(&record, &sources, context.cancel)?;
+                    (manifest.into_inner(), text.len() as u64)
+                }
+            };
             check_policy(device, &manifest)?;
-            let target = Target { record: record.into_inner(), manifest, text, release: &release };
+            let target =
+                Target { record: record.into_inner(), manifest, text, release: &release, found };
             let own = layer::carried(&observed);
             plan_stage(device, target, (base, own), check, &sources, context)?
         }
@@ -257,6 +283,8 @@ fn plan_here(
         dropped_state: Vec::new(),
         conflicts: Vec::new(),
         fetch: Fetch::default(),
+        delta: None,
+        without_delta: Vec::new(),
         write: Write::default(),
         room: Vec::new(),
         max_download: device.config.max_download.map(|limit| limit.0),
@@ -271,6 +299,7 @@ pub(crate) struct Target<'a> {
     /// Length of the manifest's text.
     text: u64,
     release: &'a ReleaseRef,
+    found: deltas::Found,
 }
 
 fn plan_stage(
@@ -281,7 +310,8 @@ fn plan_stage(
     sources: &Sources,
     context: &Context<'_>,
 ) -> Result<(UpgradePlan, Way)> {
-    let Target { record, manifest, text, release } = target;
+    let Target { record, manifest, text, release, found } = target;
+    let mut chain = found.chain;
     let store = &device.store;
     let name = store.free_deployment_name(release.name.as_str())?;
     let layers = base.as_ref().map_or(&[][..], |base| base.record.stack.layers());
@@ -297,15 +327,24 @@ fn plan_stage(
         progress: context.progress,
         cancel: context.cancel,
     })?;
-    let contents = plan_contents(device, &record, &stage, sources, context)?;
+    if let Some(chain) = &mut chain {
+        chain.trim(&stage.fetch);
+    }
+    let (by_delta, by_packs) = divide(&stage, chain.as_ref());
+    let contents = plan_contents(device, &record, &by_packs, sources, context)?;
+    let (delta_bytes, delta_requests) = chain.as_ref().map_or((0, 0), deltas::Chain::missing);
     let path = device.places.physical_root.display().to_string();
     let directories = match merge.is_empty() {
         true => 0,
         // The base's are as many, more or less.
         false => manifest.entries().iter().filter(|e| is_directory(e)).count() as u64,
     };
-    let beside =
-        plan::Beside { bytes: text + run::state_bytes(store, base.as_ref())?, directories };
+    let beside = plan::Beside {
+        bytes: text + run::state_bytes(store, base.as_ref())?,
+        directories,
+        made: (by_delta.len() as u64, by_delta.iter().map(|needed| needed.size).sum()),
+        deltas: chain.as_ref().map_or(0, deltas::Chain::size),
+    };
     let space = space::space(store.dir())?;
     let room = plan::room(path, space, &stage, &contents, &beside, &device.config);
     let kept = |path: &StateDir| device.config.state.iter().any(|state| state.path == *path);
@@ -324,6 +363,15 @@ fn plan_stage(
         _ => Vec::new(),
     };
     let here: u64 = stage.incoming.iter().map(|needed| needed.size).sum();
+    let delta = chain.as_ref().map(|chain| DeltaUse {
+        from: chain.from.clone(),
+        bytes: delta_bytes,
+        contents: by_delta.len() as u64,
+        memory: chain.peak,
+        cpu_milliseconds: chain.cpu,
+    });
+    let bytes = contents.bytes() + delta_bytes;
+    let cpu = chain.as_ref().map_or(0, |chain| chain.cpu);
     let plan = UpgradePlan {
         release: installed(release),
         title: record.title.clone(),
@@ -336,12 +384,16 @@ fn plan_stage(
         dropped_state,
         conflicts,
         fetch: Fetch {
-            bytes: contents.bytes(),
-            requests: contents.requests(),
-            contents: contents.contents() as u64,
+            bytes,
+            packs: contents.bytes(),
+            seconds: bytes.div_ceil(found.rate.max(1)) + cpu.div_ceil(1000),
+            requests: contents.requests() + delta_requests,
+            contents: (contents.contents() + by_delta.len()) as u64,
             here_already: here + contents.reused(),
             metadata_bytes: sources.traffic().bytes,
         },
+        delta,
+        without_delta: found.reasons,
         write: Write {
             paths: stage.paths,
             linked: stage.linked,
@@ -351,20 +403,26 @@ fn plan_stage(
         room: vec![room],
         max_download: device.config.max_download.map(|limit| limit.0),
     };
-    let parts = Parts { record, manifest, base, stage, contents };
+    let parts = Parts { record, manifest, base, stage, contents, chain };
     Ok((plan, Way::Stage(Box::new(parts))))
 }
 
-/// Plans the fetching of what is missing. Only the indexes of packs that still miss
+/// What of the missing contents comes by deltas, and what by packs.
+fn divide(stage: &StagePlan, chain: Option<&deltas::Chain>) -> (Vec<Needed>, Vec<Needed>) {
+    let makes = chain.map(deltas::Chain::makes).unwrap_or_default();
+    stage.fetch.iter().copied().partition(|needed| makes.contains_key(&needed.digest))
+}
+
+/// Plans the fetching of what is missing from packs. Only the indexes of packs that still miss
 /// something are fetched.
 pub(crate) fn plan_contents(
     device: &Device,
     record: &ReleaseRecord,
-    stage: &StagePlan,
+    wanted: &[Needed],
     sources: &Sources,
     context: &Context<'_>,
 ) -> Result<contents::Plan> {
-    let mut missing: HashSet<ContentDigest> = stage.fetch.iter().map(|n| n.digest).collect();
+    let mut missing: HashSet<ContentDigest> = wanted.iter().map(|n| n.digest).collect();
     let mut packs = Vec::new();
     for pack in &record.packs {
         if missing.is_empty() {
@@ -374,6 +432,6 @@ pub(crate) fn plan_contents(
         missing.retain(|digest| index.find(digest).is_none());
         packs.push((*pack, index));
     }
-    let wanted = stage.fetch.iter().map(|needed| (needed.digest, needed.size));
+    let wanted = wanted.iter().map(|needed| (needed.digest, needed.size));
     Ok(contents::plan(wanted, packs, device.store.incoming(), sources)?)
 }

@@ -16,12 +16,14 @@
 //! | [`trust`] | The Update Framework's client and the durable trust state |
 //! | [`metadata`] | verified metadata and the documents that it names |
 //! | [`contents`] | contents out of packs into `incoming/` |
+//! | [`deltas`] | deltas: fetched in grains, applied into `incoming/` |
 //!
 //! Called by the update manager. Nothing here prints, exits or reads the environment.
 
 #![forbid(unsafe_code)]
 
 pub mod contents;
+pub mod deltas;
 pub mod metadata;
 pub mod sources;
 pub mod transport;

@@ -18,6 +18,7 @@ use std::ops::Deref;
 use jiff::Timestamp;
 use tough::TargetName;
 use tough::schema::Target;
+use varve_format::delta::{DeltaListError, DeltaListRef};
 use varve_format::manifest::{MAX_TEXT, Manifest, ManifestError};
 use varve_format::pack::{MAX_INDEX, PackError, PackIndex};
 use varve_format::release::{MAX_RECORD, PackRef, RecordError, ReleaseRecord, StoredManifest};
@@ -35,6 +36,10 @@ const MAX_WINDOW_LOG: u32 = 24;
 pub struct Verified<T>(T);
 
 impl<T> Verified<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(value)
+    }
+
     /// The value alone.
     pub fn into_inner(self) -> T {
         self.0
@@ -94,6 +99,8 @@ pub struct ReleaseRef {
     pub record_sha256: Sha256Digest,
     /// Length of its record, in bytes.
     pub record_size: u64,
+    /// The list of the deltas that lead to it.
+    pub deltas: Option<DeltaListRef>,
 }
 
 impl ReleaseRef {
@@ -107,6 +114,10 @@ impl ReleaseRef {
             digest: text("digest")?.parse().ok()?,
             record_sha256: Sha256Digest(target.hashes.sha256.as_ref().try_into().ok()?),
             record_size: target.length,
+            deltas: target
+                .custom
+                .get("deltas")
+                .and_then(|v| serde_json::from_value(v.clone()).ok()),
         })
     }
 
@@ -166,6 +177,14 @@ pub enum DocumentError {
         name: ReleaseName,
         /// What is wrong.
         source: ManifestError,
+    },
+    /// A list of deltas is not valid, though signed.
+    #[error("the list of deltas {path} is refused")]
+    Deltas {
+        /// Its path.
+        path: String,
+        /// What is wrong.
+        source: DeltaListError,
     },
     /// A pack's index is not valid, though signed.
     #[error("the index {path} is refused")]
@@ -259,7 +278,7 @@ pub fn pack_index(
     Ok(Verified(index))
 }
 
-fn bound(path: &str, size: u64, limit: u64) -> Result<(), DocumentError> {
+pub(crate) fn bound(path: &str, size: u64, limit: u64) -> Result<(), DocumentError> {
     if size <= limit {
         Ok(())
     } else {

@@ -119,6 +119,12 @@ impl FetchError {
         matches!(self, Self::Failed { tried, .. } if tried.iter().any(|a| a.error.is_captive()))
     }
 
+    /// More may not be fetched: see [`Sources::limit`].
+    pub fn is_budget(&self) -> bool {
+        matches!(self, Self::Failed { tried, .. }
+            if tried.iter().any(|a| matches!(a.error, TransportError::Budget { .. })))
+    }
+
     /// A source gave bytes that are not those that the metadata names.
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Failed { tried, .. } if tried.iter().any(|a| a.error.is_damage()))
@@ -144,6 +150,8 @@ pub struct Sources {
     pace: Option<Arc<Pace>>,
     kept: Option<Arc<Kept>>,
     listener: Option<Listener>,
+    /// The most bytes that may be moved.
+    budget: Option<u64>,
 }
 
 #[derive(Default)]
@@ -163,6 +171,7 @@ impl Sources {
             pace: None,
             kept: None,
             listener: None,
+            budget: None,
         }
     }
 
@@ -183,6 +192,21 @@ impl Sources {
     pub fn telling(mut self, listener: Listener) -> Self {
         self.listener = Some(listener);
         self
+    }
+
+    /// Sets the most bytes that may be moved: what would go beyond is not asked for.
+    pub fn limit(&mut self, bytes: Option<u64>) {
+        self.budget = bytes;
+    }
+
+    /// Whether so many bytes more may be moved.
+    pub(super) fn within_budget(&self, more: u64) -> Result<(), TransportError> {
+        match self.budget {
+            Some(limit) if self.traffic().bytes.saturating_add(more) > limit => {
+                Err(TransportError::Budget { limit })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Each source's name, in order.
@@ -209,6 +233,7 @@ impl Sources {
             // What one source says of the metadata is not believed of another.
             kept: None,
             listener: self.listener.clone(),
+            budget: self.budget,
         })
     }
 

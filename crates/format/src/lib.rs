@@ -20,6 +20,7 @@
 //! | [`change`] | what one manifest changes over another |
 //! | [`pack`] | the index of a pack: frames and contents |
 //! | [`release`] | the release record that TUF signs |
+//! | [`delta`] | the deltas that are offered to a release |
 //! | [`deployment`] | the device's records of deployments and layers |
 //! | [`selection`] | the one small file that says what boots |
 //! | [`probe`] | what is tried in its place: one stack once, or a search |
@@ -27,6 +28,7 @@
 #![forbid(unsafe_code)]
 
 pub mod change;
+pub mod delta;
 pub mod deployment;
 mod escape;
 pub mod id;

@@ -10,11 +10,11 @@ use serde::Serialize;
 use varve_build::repo;
 use varve_format::Sha256Digest;
 use varve_format::release::PackRef;
-use varve_sys::task::{Cancel, Progress};
+use varve_sys::task::{Cancel, Progress, Unit};
 
 use crate::error::Result;
 use crate::keys::Role;
-use crate::repository::{Repository, published};
+use crate::repository::{Published, Repository, published};
 
 /// Something wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -34,6 +34,8 @@ pub struct CheckReport {
     pub packs: u64,
     /// Contents in them, each held against its digest.
     pub contents: u64,
+    /// Deltas that are whole and, where the release they start from is here, were applied.
+    pub deltas: u64,
     /// Bytes of these packs.
     pub bytes: u64,
     /// Everything that is wrong.
@@ -72,10 +74,11 @@ impl Repository {
             }
         }
         let mut packs: BTreeMap<Sha256Digest, PackRef> = BTreeMap::new();
-        for release in published(&tuf.targets.signed) {
+        let all = published(&tuf.targets.signed);
+        for release in &all {
             report.releases += 1;
             cancel.check()?;
-            let record = match self.published_record(&release) {
+            let record = match self.published_record(release) {
                 Ok(record) => record,
                 Err(error) => {
                     report.problem(&format!("targets/{}", release.record_file()), text(&error));
@@ -127,8 +130,45 @@ impl Repository {
                 Err(error) => report.problem(&pack.path(), text(&error)),
             }
         }
+        for release in &all {
+            self.check_deltas(release, &all, &mut report, progress, cancel)?;
+        }
         report.unnamed = self.unnamed_files().unwrap_or_default();
         Ok(report)
+    }
+}
+
+impl Repository {
+    fn check_deltas(
+        &self,
+        release: &Published,
+        all: &[Published],
+        report: &mut CheckReport,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let list = match self.deltas(release) {
+            Ok(list) => list,
+            Err(error) => {
+                report.problem(&format!("release {}", release.name), text(&error));
+                return Ok(());
+            }
+        };
+        // A release whose record is wrong was told of above.
+        let record = |release: &Published| self.published_record(release).ok();
+        let Some(to) = record(release) else { return Ok(()) };
+        for delta in list {
+            cancel.check()?;
+            let from = all.iter().find(|r| r.digest == delta.from).and_then(record);
+            progress.begin("applying a delta", Unit::Bytes, None);
+            let result = self.check_delta(&delta, from.as_ref(), &to);
+            progress.end();
+            match result {
+                Ok(()) => report.deltas += 1,
+                Err(error) => report.problem(&delta.path(), text(&error)),
+            }
+        }
+        Ok(())
     }
 }
 

@@ -118,6 +118,16 @@ pub enum PublishError {
         /// What is wrong.
         reason: String,
     },
+    /// A delta that cannot be made, or that does not do what it should.
+    #[error("the delta from {from} to {to} is not usable: {reason}")]
+    Delta {
+        /// The release it starts from.
+        from: ReleaseName,
+        /// The release it leads to.
+        to: ReleaseName,
+        /// What is wrong.
+        reason: String,
+    },
     /// The settings of the repository.
     #[error("repository.toml is not valid: {reason}")]
     Settings {

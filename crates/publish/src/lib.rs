@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod deltas;
 mod diff;
 mod error;
 mod keys;
@@ -23,6 +24,7 @@ mod settings;
 mod tuf;
 
 pub use check::{CheckReport, Problem};
+pub use deltas::{DEFAULT_DELTAS, MadeDelta};
 pub use diff::{Diff, PackageChange, PathChange, PathChangeKind, SizeChange};
 pub use error::{PublishError, Result};
 pub use keys::{KeyDirs, Role, SigningKey};

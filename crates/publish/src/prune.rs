@@ -88,7 +88,7 @@ impl Repository {
         }
         let named = self.named_files(&stay, version, snapshot_version)?;
         let mut prune = Prune { releases, files: Vec::new() };
-        for directory in ["metadata", "targets", "manifests", "packs"] {
+        for directory in ["metadata", "targets", "manifests", "packs", "deltas"] {
             let Some(dir) = self.dir.open_dir_opt(directory)? else { continue };
             for file in unnamed(&dir, directory, &named)? {
                 let bytes = dir.stat(&file)?.size;
@@ -115,6 +115,10 @@ impl Repository {
         for release in stay {
             named.insert(format!("targets/{}", release.record_file()));
             name_files(&self.published_record(release)?, &mut named);
+            named.extend(release.deltas.map(|list| list.path()));
+            // A device may hold what a delta starts from long after it left the list: a
+            // delta goes with the release that it leads to.
+            named.extend(self.deltas(release)?.iter().map(|delta| delta.path()));
         }
         for record in self.pending()? {
             name_files(&record, &mut named);
@@ -133,7 +137,7 @@ impl Repository {
         let [_, (_, targets, _), (_, snapshot, _), _] = tuf.state();
         let named = self.named_files(&published(&tuf.targets.signed), targets, snapshot)?;
         let mut files = Vec::new();
-        for directory in ["targets", "manifests", "packs"] {
+        for directory in ["targets", "manifests", "packs", "deltas"] {
             if let Some(dir) = self.dir.open_dir_opt(directory)? {
                 let unnamed = unnamed(&dir, directory, &named)?;
                 files.extend(unnamed.into_iter().map(|file| format!("{directory}/{file}")));
@@ -161,6 +165,7 @@ fn unnamed(dir: &Dir, directory: &str, named: &BTreeSet<String>) -> Result<Vec<S
             "metadata" => name.ends_with(".targets.json") || name.ends_with(".snapshot.json"),
             "targets" => name.ends_with(".json"),
             "manifests" => name.ends_with(".zst"),
+            "deltas" => name.ends_with(".json") || name.ends_with(".delta"),
             _ => name.ends_with(".pack") || name.ends_with(".idx"),
         };
         if ours && !name.starts_with('.') && !named.contains(&format!("{directory}/{name}")) {

@@ -5,6 +5,7 @@
 //!              metadata/         signed (tuf.rs)
 //!              targets/<sha256>.<name>.json    release records
 //!              manifests/  packs/              what the records name
+//!              deltas/                         lists of deltas, and the deltas (deltas.rs)
 //!              pending/<name>.json             records that are built and not published
 //! ```
 //!
@@ -18,12 +19,14 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tough::TargetName;
 use tough::schema::{Hashes, Target, Targets};
+use varve_format::delta::DeltaListRef;
 use varve_format::pack::PackIndex;
 use varve_format::release::{MAX_RECORD, ReleaseRecord, StoredManifest};
 use varve_format::{ReleaseDigest, ReleaseName, Sha256Digest};
 use varve_sys::lock::Lock;
 use varve_sys::{Dir, durable};
 
+use crate::deltas::MadeDelta;
 use crate::error::{PublishError, Result};
 use crate::keys::{KeyDirs, Role, SigningKey};
 use crate::settings::Settings;
@@ -74,6 +77,9 @@ pub struct Published {
     pub digest: ReleaseDigest,
     /// When it was published.
     pub published: Option<Timestamp>,
+    /// The list of the deltas that are offered to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deltas: Option<DeltaListRef>,
     #[serde(skip)]
     pub(crate) record_sha256: Sha256Digest,
     #[serde(skip)]
@@ -117,7 +123,7 @@ impl Repository {
                 return Err(PublishError::Threshold { role, threshold, keys });
             }
         }
-        for name in ["targets", "manifests", "packs", "pending"] {
+        for name in ["targets", "manifests", "packs", "deltas", "pending"] {
             dir.make_dir(name, 0o755)?;
         }
         options.settings.save(&dir)?;
@@ -246,6 +252,22 @@ impl Repository {
         now: Timestamp,
         dry_run: bool,
     ) -> Result<Published> {
+        self.publish_with(name, channel, sequence, &[], dirs, now, dry_run)
+    }
+
+    /// Publishes a release with deltas that lead to it: see [`Repository::publish`] and
+    /// [`Repository::make_deltas`].
+    #[expect(clippy::too_many_arguments, reason = "each is one thing that a publisher says")]
+    pub fn publish_with(
+        &self,
+        name: &ReleaseName,
+        channel: &str,
+        sequence: Option<u64>,
+        deltas: &[MadeDelta],
+        dirs: &KeyDirs,
+        now: Timestamp,
+        dry_run: bool,
+    ) -> Result<Published> {
         let pending = self.dir.open_dir("pending")?;
         let file = format!("{name}.json");
         let tuf = self.tuf()?;
@@ -269,15 +291,17 @@ impl Repository {
                 channel: channel.to_owned(),
             });
         }
-        let release = Published {
+        let mut release = Published {
             name: name.clone(),
             sequence,
             channel: channel.to_owned(),
             digest: record.digest,
             published: Timestamp::from_second(now.as_second()).ok(),
+            deltas: None,
             record_sha256: Sha256Digest::of(&bytes),
             record_size: bytes.len() as u64,
         };
+        self.store_list(&mut release, deltas)?;
         let mut targets = tuf.targets.signed.clone();
         let (target_name, target) = target_of(&release)?;
         targets.targets.insert(target_name, target);
@@ -485,6 +509,7 @@ fn read_target(name: &TargetName, target: &Target) -> Option<Published> {
         channel: text("channel")?.to_owned(),
         digest: text("digest")?.parse().ok()?,
         published: text("published").and_then(|text| text.parse().ok()),
+        deltas: target.custom.get("deltas").and_then(|v| serde_json::from_value(v.clone()).ok()),
         record_sha256: Sha256Digest(target.hashes.sha256.as_ref().try_into().ok()?),
         record_size: target.length,
     })
@@ -495,7 +520,7 @@ pub(crate) fn target_name(name: &ReleaseName) -> Result<TargetName> {
         .map_err(|error| PublishError::Sign { role: Role::Targets, reason: error.to_string() })
 }
 
-fn target_of(release: &Published) -> Result<(TargetName, Target)> {
+pub(crate) fn target_of(release: &Published) -> Result<(TargetName, Target)> {
     let mut custom = HashMap::from([
         ("sequence".to_owned(), release.sequence.into()),
         ("channel".to_owned(), release.channel.clone().into()),
@@ -503,6 +528,10 @@ fn target_of(release: &Published) -> Result<(TargetName, Target)> {
     ]);
     if let Some(published) = release.published {
         custom.insert("published".to_owned(), published.to_string().into());
+    }
+    if let Some(deltas) = &release.deltas {
+        let names = serde_json::json!({ "sha256": deltas.sha256, "size": deltas.size });
+        custom.insert("deltas".to_owned(), names);
     }
     let target = Target {
         length: release.record_size,

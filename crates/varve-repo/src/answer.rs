@@ -5,9 +5,10 @@ use std::fmt::Write;
 
 use jiff::Timestamp;
 use varve_build::{BuildError, BuildReport};
+use varve_format::delta::DeltaRef;
 use varve_format::release::ReleaseRecord;
 use varve_publish::{
-    CheckReport, Diff, PathChange, PathChangeKind, Prune, PublishError, Published,
+    CheckReport, Diff, MadeDelta, PathChange, PathChangeKind, Prune, PublishError, Published,
 };
 use varve_term::{Columns, Exit, human};
 
@@ -39,6 +40,9 @@ pub(crate) fn explain(error: &(dyn Error + 'static)) -> (Exit, Option<&'static s
             | PublishError::Published { .. }
             | PublishError::Sequence { .. }
             | PublishError::Threshold { .. } => (Exit::Refused, None),
+            PublishError::Delta { .. } => {
+                (Exit::Failed, Some("publish without it: --no-deltas, or --delta-from another"))
+            }
             PublishError::Metadata { .. } | PublishError::Stored { .. } | PublishError::Repo(_) => {
                 (
                     Exit::Untrusted,
@@ -96,6 +100,43 @@ pub(crate) fn published(release: &Published, dry_run: bool) -> String {
     let verb = if dry_run { "Would publish" } else { "Published" };
     let Published { name, channel, sequence, .. } = release;
     format!("{verb} {name} as number {sequence} in the channel {channel}.\n")
+}
+
+pub(crate) fn deltas(made: &[MadeDelta]) -> String {
+    let mut text = String::new();
+    for MadeDelta { from, delta, contents, bytes, closed } in made {
+        let _ = writeln!(
+            text,
+            "Delta from {from}: {} for {}, {}; {} by packs.",
+            human::bytes(delta.file_size()),
+            human::plural(*contents, "file", "files"),
+            human::bytes(*bytes),
+            human::bytes(delta.packs()),
+        );
+        if *closed > 0 {
+            let files = human::plural(*closed, "compressed file", "compressed files");
+            let _ = writeln!(text, "  {files} could not be seen into.");
+        }
+    }
+    text
+}
+
+/// The deltas that are offered to a release.
+pub(crate) fn offered(deltas: &[DeltaRef], releases: &[Published]) -> String {
+    let mut table = Columns::new(&["DELTA FROM", ">SIZE", ">BY PACKS", ">MEMORY", ">CPU"]);
+    for delta in deltas {
+        let from = releases.iter().find(|release| release.digest == delta.from);
+        let memory = delta.groups.iter().map(|group| group.memory).max().unwrap_or(0);
+        let cpu: u64 = delta.groups.iter().map(|group| group.cpu).sum();
+        table.row([
+            from.map_or_else(|| delta.from.short(), |release| release.name.to_string()),
+            human::bytes(delta.file_size()),
+            human::bytes(delta.packs()),
+            human::bytes(memory),
+            format!("{:.1} s", cpu as f64 / 1000.0),
+        ]);
+    }
+    if table.is_empty() { String::new() } else { format!("\n{table}") }
 }
 
 pub(crate) fn record(record: &ReleaseRecord, release: Option<&Published>) -> String {
@@ -232,8 +273,12 @@ pub(crate) fn check(report: &CheckReport) -> String {
     }
     let _ = writeln!(
         text,
-        "Checked {}, {} with {}, {}: {}.",
+        "Checked {}, {}{} with {}, {}: {}.",
         human::plural(report.releases, "release", "releases"),
+        match report.deltas {
+            0 => String::new(),
+            count => format!("{}, ", human::plural(count, "delta", "deltas")),
+        },
         human::plural(report.packs, "pack", "packs"),
         human::plural(report.contents, "content", "contents"),
         human::bytes(report.bytes),

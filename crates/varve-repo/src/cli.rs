@@ -48,6 +48,13 @@ pub(crate) enum Command {
     Build(Build),
     /// Sign a release that was built, and with it the list of releases.
     Publish(Publish),
+    /// Make deltas from releases to a published one, and offer them.
+    Delta {
+        /// The release that devices have.
+        from: ReleaseName,
+        /// The release that they are to get.
+        to: ReleaseName,
+    },
     /// List the releases.
     List,
     /// Show a release.
@@ -134,6 +141,22 @@ pub(crate) struct Build {
     /// The channel to publish it in.
     #[arg(long, default_value = "stable", requires = "publish", value_parser = channel)]
     pub(crate) channel: String,
+    #[command(flatten)]
+    pub(crate) deltas: Deltas,
+}
+
+/// From which releases deltas lead to the one that is published.
+#[derive(Debug, Args)]
+pub(crate) struct Deltas {
+    /// Offer deltas from the newest so many releases of the channel.
+    #[arg(long, value_name = "N", default_value_t = varve_publish::DEFAULT_DELTAS)]
+    pub(crate) deltas: usize,
+    /// Offer a delta from this release; may be given several times [default: the newest ones].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) delta_from: Vec<ReleaseName>,
+    /// Offer no deltas.
+    #[arg(long, conflicts_with_all = ["deltas", "delta_from"])]
+    pub(crate) no_deltas: bool,
 }
 
 #[derive(Debug, Args)]
@@ -147,6 +170,8 @@ pub(crate) struct Publish {
     /// [default: one above all].
     #[arg(long)]
     pub(crate) sequence: Option<u64>,
+    #[command(flatten)]
+    pub(crate) deltas: Deltas,
     /// Check everything, write nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -8,13 +8,14 @@ use jiff::Timestamp;
 use serde_json::json;
 use varve_build::{BuildOptions, BuildReport, Source};
 use varve_publish::{
-    InitOptions, Keep, KeyDirs, Published, Repository, Role, RotateOptions, SignedRoleState,
+    InitOptions, Keep, KeyDirs, MadeDelta, Published, Repository, Role, RotateOptions,
+    SignedRoleState,
 };
 use varve_sys::task::{Cancel, Progress, Silent};
 use varve_term::{Columns, Exit, Shown, human, out};
 
 use crate::answer;
-use crate::cli::{Build, Cli, Command, Global, Init, Prune, Publish, Rotate};
+use crate::cli::{Build, Cli, Command, Deltas, Global, Init, Prune, Publish, Rotate};
 
 type Outcome = Result<Exit, Box<dyn Error>>;
 
@@ -39,13 +40,29 @@ pub(crate) fn run(cli: Cli, cancel: &Cancel) -> Outcome {
         Command::Build(build) => {
             self::build(build, &repository, global, &keys, now, &*progress, cancel)
         }
-        Command::Publish(publish) => self::publish(&publish, &repository, global, &keys, now),
+        Command::Publish(publish) => {
+            self::publish(&publish, &repository, global, &keys, now, &*progress, cancel)
+        }
+        Command::Delta { from, to } => {
+            let _lock = repository.lock()?;
+            let made = repository.make_deltas(&[from], &to, &*progress, cancel)?;
+            let release = repository.offer(&to, &made, &keys, now)?;
+            say(global, json!({ "release": release, "deltas": made }), || answer::deltas(&made))
+        }
         Command::List => list(&repository, global, now),
         Command::Show { name } => {
             let record = repository.record(&name)?;
             let release = repository.list()?.into_iter().find(|release| release.name == name);
-            say(global, json!({ "release": release, "record": record }), || {
-                answer::record(&record, release.as_ref())
+            let deltas = match &release {
+                Some(release) => repository.deltas(release)?,
+                None => Vec::new(),
+            };
+            let releases = repository.list()?;
+            let value = json!({ "release": release, "record": record, "deltas": deltas });
+            say(global, value, || {
+                let mut text = answer::record(&record, release.as_ref());
+                text.push_str(&answer::offered(&deltas, &releases));
+                text
             })
         }
         Command::Diff { from, to, all } => {
@@ -174,7 +191,9 @@ fn build(
     let report = varve_build::build(source, &dir, &options, progress, cancel)?;
     let published = if build.publish {
         let _lock = repository.lock()?;
-        Some(repository.publish(&build.name, &build.channel, None, keys, now, false)?)
+        let (name, channel) = (&build.name, &build.channel);
+        let made = deltas(&build.deltas, repository, name, channel, progress, cancel)?;
+        Some(repository.publish_with(name, channel, None, &made, keys, now, false)?)
     } else {
         None
     };
@@ -203,13 +222,37 @@ fn publish(
     global: &Global,
     keys: &KeyDirs,
     now: Timestamp,
+    progress: &dyn Progress,
+    cancel: &Cancel,
 ) -> Outcome {
     let _lock = repository.lock()?;
-    let Publish { name, channel, sequence, dry_run } = publish;
-    let release = repository.publish(name, channel, *sequence, keys, now, *dry_run)?;
-    say(global, json!({ "dry_run": dry_run, "published": release }), || {
-        answer::published(&release, *dry_run)
+    let Publish { name, channel, sequence, deltas, dry_run } = publish;
+    let mut release = repository.publish(name, channel, *sequence, keys, now, true)?;
+    let mut made = Vec::new();
+    if !dry_run {
+        made = self::deltas(deltas, repository, name, channel, progress, cancel)?;
+        release = repository.publish_with(name, channel, *sequence, &made, keys, now, false)?;
+    }
+    say(global, json!({ "dry_run": dry_run, "published": release, "deltas": made }), || {
+        answer::published(&release, *dry_run) + &answer::deltas(&made)
     })
+}
+
+/// Makes the deltas that lead to a release that is about to be published.
+fn deltas(
+    wish: &Deltas,
+    repository: &Repository,
+    to: &varve_format::ReleaseName,
+    channel: &str,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<Vec<MadeDelta>, Box<dyn Error>> {
+    let from = match (wish.no_deltas, &wish.delta_from[..]) {
+        (true, _) => Vec::new(),
+        (false, []) => repository.delta_bases(channel, wish.deltas)?,
+        (false, named) => named.to_vec(),
+    };
+    Ok(repository.make_deltas(&from, to, progress, cancel)?)
 }
 
 fn list(repository: &Repository, global: &Global, now: Timestamp) -> Outcome {
@@ -225,10 +268,19 @@ fn list(repository: &Repository, global: &Global, now: Timestamp) -> Outcome {
         .collect();
     say(global, json!({ "releases": all, "pending": pending_names, "roles": roles }), || {
         let mut text = String::new();
-        let mut table =
-            Columns::new(&["RELEASE", "CHANNEL", ">SEQ", "PUBLISHED", ">SIZE", ">PATHS", "TITLE"]);
+        let mut table = Columns::new(&[
+            "RELEASE",
+            "CHANNEL",
+            ">SEQ",
+            "PUBLISHED",
+            ">SIZE",
+            ">PATHS",
+            ">DELTAS",
+            "TITLE",
+        ]);
         for (release, record) in releases.iter().zip(&records) {
-            table.row(row(release, record.as_ref()));
+            let deltas = repository.deltas(release).map(|deltas| deltas.len()).ok();
+            table.row(row(release, record.as_ref(), deltas));
         }
         if table.is_empty() {
             text.push_str("No release is published yet.\n");
@@ -243,14 +295,19 @@ fn list(repository: &Repository, global: &Global, now: Timestamp) -> Outcome {
     })
 }
 
-fn row(release: &Published, record: Option<&varve_format::release::ReleaseRecord>) -> [String; 7] {
+fn row(
+    release: &Published,
+    record: Option<&varve_format::release::ReleaseRecord>,
+    deltas: Option<usize>,
+) -> [String; 8] {
     let day = release.published.map_or_else(String::new, answer::day);
     let (size, paths, title) = record.map_or_else(
         || ("?".into(), "?".into(), "its record cannot be read".into()),
         |r| (human::bytes(r.totals.bytes), human::count(r.totals.paths), r.title.clone()),
     );
     let (name, sequence) = (release.name.to_string(), release.sequence.to_string());
-    [name, release.channel.clone(), sequence, day, size, paths, title]
+    let deltas = deltas.map_or_else(|| "?".to_owned(), |count| count.to_string());
+    [name, release.channel.clone(), sequence, day, size, paths, deltas, title]
 }
 
 fn roles_table(roles: &[SignedRoleState], now: Timestamp) -> String {

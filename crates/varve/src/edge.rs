@@ -277,6 +277,11 @@ fn choice(error: &ChoiceError) -> (Exit, String) {
 const LOGIN: &str = "log in to the network, then run the same command: it goes on where it stopped";
 
 fn fetch(error: &FetchError) -> (Exit, String) {
+    if error.is_budget() {
+        let hint =
+            "what was verified is kept; raise `max-download`, or use a USB stick: --source DIR";
+        return (Exit::Refused, hint.to_owned());
+    }
     if error.is_damage() {
         let hint = "a source gave other bytes than the signed metadata names; none were used\n\
                     what was verified is kept; another source may have it right";

@@ -12,7 +12,7 @@ use varve_rootfs::verify::Level;
 use varve_rootfs::{Deployment, Details, SourceCheck, Store};
 use varve_sys::{Dir, SysError};
 
-use super::{Context, Parts, Ready, Way, plan_contents};
+use super::{Context, Parts, Ready, Way, divide, plan_contents};
 use crate::config::Verify;
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
@@ -45,6 +45,8 @@ pub struct Done {
     pub switched_off: Vec<SwitchedOff>,
     /// What was deleted afterwards.
     pub collected: Vec<String>,
+    /// Why deltas were not used, or not for all.
+    pub without_delta: Vec<String>,
 }
 
 impl Ready {
@@ -69,7 +71,7 @@ impl Ready {
     fn carry_out(self, device: &Device, writer: &Writer, context: &Context<'_>) -> Result<Done> {
         let release = self.plan.release.name.clone();
         let reused = self.plan.fetch.here_already;
-        let Staged { deployment, report, files_verified, fetched } =
+        let Staged { deployment, report, files_verified, fetched, without_delta } =
             self.stage(device, writer, context)?;
         // From here on it takes a moment: what is done is not left half done.
         let observed = Observed::look(device)?;
@@ -94,6 +96,7 @@ impl Ready {
             reconciled,
             switched_off,
             collected,
+            without_delta,
         })
     }
 
@@ -109,23 +112,36 @@ impl Ready {
         Ok((staged.deployment, staged.fetched))
     }
 
-    fn stage(self, device: &Device, writer: &Writer, context: &Context<'_>) -> Result<Staged> {
+    fn stage(mut self, device: &Device, writer: &Writer, context: &Context<'_>) -> Result<Staged> {
         self.plan.refuse()?;
+        self.sources.limit(self.plan.max_download);
         let mut report = contents::Report::default();
         let mut files_verified = 0;
+        let mut without_delta = self.plan.without_delta.clone();
         let deployment = match self.way {
             Way::Here(deployment) => *deployment,
             Way::Stage(parts) => {
-                let parts =
+                let mut parts =
                     merge_first(device, writer, *parts, &self.plan, &self.sources, context)?;
+                let used = parts.chain.as_ref().map_or(&[][..], |chain| &chain.names);
+                varve_fetch::deltas::sweep(device.store.incoming(), used)?;
                 report = fetch(device, &parts, &self.sources, context)?;
+                if let Some(chain) = parts.chain.take() {
+                    let reason =
+                        by_delta(device, &parts, chain, &self.plan, &self.sources, context)?;
+                    without_delta.extend(reason);
+                }
+                for reason in &without_delta {
+                    told(device, &self.plan, reason, context)?;
+                }
                 let (deployment, read) = stage(device, parts, &self.plan, context)?;
                 files_verified = read;
+                varve_fetch::deltas::sweep(device.store.incoming(), &[])?;
                 deployment
             }
         };
         let fetched = self.sources.traffic().bytes;
-        Ok(Staged { deployment, report, files_verified, fetched })
+        Ok(Staged { deployment, report, files_verified, fetched, without_delta })
     }
 }
 
@@ -136,6 +152,59 @@ struct Staged {
     files_verified: u64,
     /// Bytes over the wire, metadata included.
     fetched: u64,
+    without_delta: Vec<String>,
+}
+
+/// Fetches deltas and makes contents of them. What does not come out of them is fetched
+/// from packs, and why is returned: an error only where packs are of no help either.
+fn by_delta(
+    device: &Device,
+    parts: &Parts,
+    mut chain: super::deltas::Chain,
+    plan: &plan::UpgradePlan,
+    sources: &Sources,
+    context: &Context<'_>,
+) -> Result<Option<String>> {
+    let mut reason = match chain.fetch(sources, context) {
+        Ok(()) => chain.apply(&device.store, &parts.stage, context)?,
+        Err(error @ Error::Contents(ContentsError::Fetch(_))) if !error.is_budget() => {
+            Some(varve_rootfs::mount::whole_message(&error))
+        }
+        Err(error) => return Err(error),
+    };
+    let mut left = Vec::new();
+    for needed in &parts.stage.fetch {
+        if device.store.incoming_size(&needed.digest)? != Some(needed.size) {
+            left.push(*needed);
+        }
+    }
+    if left.is_empty() {
+        return Ok(reason);
+    }
+    let why = reason.get_or_insert_with(|| "contents did not come out of it".to_owned());
+    context.progress.note(&format!("the delta is not enough, packs do the rest: {why}"));
+    let rest = plan_contents(device, &parts.record, &left, sources, context)?;
+    let bytes = sources.traffic().bytes + rest.bytes();
+    if let Some(limit) = plan.max_download.filter(|&limit| bytes > limit) {
+        return Err(plan::Refusal::Budget { bytes, limit }.into());
+    }
+    let (progress, cancel) = (context.progress, context.cancel);
+    let incoming = device.store.incoming();
+    contents::fetch(&rest, sources, incoming, progress, cancel).1?;
+    Ok(reason)
+}
+
+/// Keeps why a delta was not used.
+fn told(
+    device: &Device,
+    plan: &plan::UpgradePlan,
+    reason: &str,
+    context: &Context<'_>,
+) -> Result<()> {
+    let record = Record::new(context.now, Event::DeltaLeft)
+        .with("release", &plan.release.name)
+        .with("reason", reason);
+    Ok(history::append(device.store.dir(), &record)?)
 }
 
 /// Fetches what is missing. When an earlier run's half of a file turns out to be spoiled
@@ -156,7 +225,8 @@ fn fetch(
         Err(ContentsError::WrongContent { .. }) if parts.contents.reused() > 0 => {}
         result => return result.map(|()| report).map_err(Error::from),
     }
-    let again = plan_contents(device, &parts.record, &parts.stage, sources, context)?;
+    let (_, by_packs) = divide(&parts.stage, parts.chain.as_ref());
+    let again = plan_contents(device, &parts.record, &by_packs, sources, context)?;
     let (second, result) = contents::fetch(&again, sources, incoming, progress, cancel);
     result?;
     Ok(contents::Report {
@@ -181,7 +251,8 @@ fn merge_first(
     };
     let base = crate::merge::merge(device, writer, base, context)?;
     let stage = plan_stage(device, &base, &parts, plan, context)?;
-    let contents = plan_contents(device, &parts.record, &stage, sources, context)?;
+    let (_, by_packs) = divide(&stage, parts.chain.as_ref());
+    let contents = plan_contents(device, &parts.record, &by_packs, sources, context)?;
     Ok(Parts { base: Some(base), stage, contents, ..parts })
 }
 

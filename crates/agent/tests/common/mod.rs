@@ -177,6 +177,19 @@ impl Lab {
         self.repository.publish(&name, channel, None, &self.keys, now(), false).unwrap();
     }
 
+    /// The tree as release `name`, with deltas from these.
+    pub(crate) fn publish_with_deltas(&self, name: &str, from: &[&str]) {
+        self.tree().file("usr/lib/release", format!("{name}\n"));
+        self.build(name);
+        let name: ReleaseName = name.parse().unwrap();
+        let from: Vec<_> = from.iter().map(|name| name.parse().unwrap()).collect();
+        let made = self.repository.make_deltas(&from, &name, &Silent, &Cancel::new()).unwrap();
+        assert_eq!(made.len(), from.len());
+        self.repository
+            .publish_with(&name, "stable", None, &made, &self.keys, now(), false)
+            .unwrap();
+    }
+
     pub(crate) fn build(&self, name: &str) {
         use varve_build::{BuildOptions, Source};
         let repo = Dir::open(self.repository_path()).unwrap();

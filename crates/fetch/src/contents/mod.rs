@@ -15,7 +15,7 @@
 //! Called by the update manager's `upgrade`, and by `fsck` for what it repairs.
 
 mod plan;
-mod store;
+pub(crate) mod store;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

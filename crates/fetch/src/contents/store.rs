@@ -33,15 +33,15 @@ pub const BATCH_TIME: Duration = Duration::from_secs(1);
 
 /// What an earlier run left.
 #[derive(Debug, Default)]
-pub(super) struct Here {
-    pub(super) complete: HashSet<ContentDigest>,
+pub(crate) struct Here {
+    pub(crate) complete: HashSet<ContentDigest>,
     /// Bytes at the beginning that are verified.
-    pub(super) parts: HashMap<ContentDigest, u64>,
+    pub(crate) parts: HashMap<ContentDigest, u64>,
 }
 
 impl Here {
     /// Reads `incoming/` and removes what a cut left unfinished.
-    pub(super) fn scan(dir: &Dir) -> Result<Self, SysError> {
+    pub(crate) fn scan(dir: &Dir) -> Result<Self, SysError> {
         let mut here = Self::default();
         for entry in dir.names()? {
             let Some(name) = entry.name.to_str() else { continue };
@@ -182,7 +182,12 @@ impl Reached {
     }
 }
 
-pub(super) fn part_name(digest: &ContentDigest, length: u64) -> String {
+/// What a content is called until it is durable.
+pub(crate) fn new_name(digest: &ContentDigest) -> String {
+    format!(".{digest}.new")
+}
+
+pub(crate) fn part_name(digest: &ContentDigest, length: u64) -> String {
     format!("{digest}.{length}.part")
 }
 
@@ -192,15 +197,15 @@ fn part_of(name: &str) -> Option<(ContentDigest, u64)> {
 }
 
 /// Writes contents into `incoming/`.
-pub(super) struct Store<'a> {
+pub(crate) struct Store<'a> {
     dir: &'a Dir,
     /// Written, to be renamed once synced: temporary name, digest.
     batch: Vec<(String, ContentDigest)>,
     waiting: u64,
     since: Instant,
     part: Option<Part>,
-    pub(super) contents: u64,
-    pub(super) content_bytes: u64,
+    pub(crate) contents: u64,
+    pub(crate) content_bytes: u64,
 }
 
 struct Part {
@@ -213,7 +218,7 @@ struct Part {
 }
 
 impl<'a> Store<'a> {
-    pub(super) fn new(dir: &'a Dir) -> Self {
+    pub(crate) fn new(dir: &'a Dir) -> Self {
         Self {
             dir,
             batch: Vec::new(),
@@ -226,8 +231,8 @@ impl<'a> Store<'a> {
     }
 
     /// Writes a whole content, verified.
-    pub(super) fn whole(&mut self, digest: ContentDigest, bytes: &[u8]) -> Result<(), SysError> {
-        let temporary = format!(".{digest}.new");
+    pub(crate) fn whole(&mut self, digest: ContentDigest, bytes: &[u8]) -> Result<(), SysError> {
+        let temporary = new_name(&digest);
         let mut file = self.dir.create_file(&temporary, 0o600)?;
         let written = file.write_sparse(bytes).and_then(|()| file.set_length(bytes.len() as u64));
         if let Err(error) = written {
@@ -240,7 +245,7 @@ impl<'a> Store<'a> {
 
     /// Writes the next bytes of a large content, whose frames are verified; `resume` is
     /// where this run began it.
-    pub(super) fn piece(
+    pub(crate) fn piece(
         &mut self,
         digest: ContentDigest,
         resume: u64,
@@ -281,7 +286,7 @@ impl<'a> Store<'a> {
     }
 
     /// The large content under way is complete, and its digest is the right one.
-    pub(super) fn finish_part(&mut self) -> Result<(), SysError> {
+    pub(crate) fn finish_part(&mut self) -> Result<(), SysError> {
         if let Some(mut part) = self.part.take() {
             part.file.set_length(part.written)?;
             self.batch.push((part_name(&part.digest, part.durable), part.digest));
@@ -291,7 +296,7 @@ impl<'a> Store<'a> {
 
     /// A large content turned out to be another, so the part that `resume` names had
     /// rotted, or the index lies: nothing of it is kept.
-    pub(super) fn drop_part(&mut self, digest: &ContentDigest, resume: u64) {
+    pub(crate) fn drop_part(&mut self, digest: &ContentDigest, resume: u64) {
         let part = self.part.take_if(|part| part.digest == *digest);
         let length = part.map_or(resume, |part| part.durable);
         let _ = self.dir.unlink(part_name(digest, length));
@@ -316,7 +321,7 @@ impl<'a> Store<'a> {
         self.commit_if_due()
     }
 
-    pub(super) fn commit_if_due(&mut self) -> Result<(), SysError> {
+    pub(crate) fn commit_if_due(&mut self) -> Result<(), SysError> {
         // The next frame would go beyond what may be lost.
         let full = self.waiting > BATCH_BYTES - u64::from(MAX_FRAME);
         let due = full || (self.waiting > 0 && self.since.elapsed() >= BATCH_TIME);
@@ -326,7 +331,7 @@ impl<'a> Store<'a> {
     /// Makes everything written so far durable, then gives it its names, and makes those
     /// durable too: a name that a cut takes away is a batch that is fetched again, on top
     /// of the one under way.
-    pub(super) fn commit(&mut self) -> Result<(), SysError> {
+    pub(crate) fn commit(&mut self) -> Result<(), SysError> {
         if self.waiting == 0 && self.batch.is_empty() {
             return Ok(());
         }
@@ -354,7 +359,7 @@ impl<'a> Store<'a> {
     }
 
     /// Commits what is left.
-    pub(super) fn close(mut self) -> Result<(u64, u64), SysError> {
+    pub(crate) fn close(mut self) -> Result<(u64, u64), SysError> {
         self.commit()?;
         match self.dir.unlink(REACHED) {
             Err(error) if !error.is_not_found() => return Err(error),

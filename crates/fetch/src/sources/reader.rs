@@ -248,6 +248,8 @@ impl<'a> FileReader<'a> {
     fn open(&mut self, ranges: &[Range<u64>]) -> Result<Body, TransportError> {
         let source = self.order.front().and_then(|turn| self.sources.list.get(turn.source));
         let source = source.ok_or(TransportError::Missing)?;
+        let asked = ranges.iter().map(|range| range.end - range.start).sum();
+        self.sources.within_budget(asked)?;
         self.sources.moved.requests.fetch_add(1, Ordering::Relaxed);
         let began = Instant::now();
         let body = source.open(&self.path, ranges, self.cancel);
@@ -267,6 +269,7 @@ impl<'a> FileReader<'a> {
             self.failures = 0;
         }
         self.sources.moved.bytes.fetch_add(count, Ordering::Relaxed);
+        self.sources.within_budget(0)?;
         let patience = &self.sources.patience;
         let last_resort = self.order.front().is_some_and(|turn| turn.last_resort);
         let (waited, bytes) = &mut self.window;

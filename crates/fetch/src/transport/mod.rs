@@ -257,6 +257,12 @@ pub enum TransportError {
         /// What is wrong with it.
         reason: String,
     },
+    /// More may not be fetched.
+    #[error("it would go beyond the {limit} bytes that may be fetched")]
+    Budget {
+        /// The most bytes that may be fetched.
+        limit: u64,
+    },
     /// The user cancelled.
     #[error("cancelled")]
     Cancelled,

@@ -175,6 +175,9 @@ fn sentence(record: &Record) -> String {
         Some(Event::UpgradeFailed) => {
             format!("upgrade to {} failed: {}", get("release"), get("reason"))
         }
+        Some(Event::DeltaLeft) => {
+            format!("no delta, or not for all of {}: {}", get("release"), get("reason"))
+        }
         Some(Event::Confirm) => format!("{} works", get("deployment")),
         Some(Event::CheckFailed) => {
             let output = record.get("output").filter(|output| !output.is_empty());

@@ -90,6 +90,29 @@ pub(crate) fn plan(plan: &UpgradePlan) -> String {
         what.push_str(&format!("; {} are here already", bytes(fetch.here_already)));
     }
     line("fetch", what);
+    if let Some(delta) = &plan.delta {
+        line(
+            "delta",
+            format!(
+                "from {}: {} for {}; {} of memory, {:.1} s of processor time",
+                delta.from,
+                bytes(delta.bytes),
+                plural(delta.contents, "file", "files"),
+                bytes(delta.memory),
+                delta.cpu_milliseconds as f64 / 1000.0
+            ),
+        );
+        if fetch.packs > 0 {
+            line("packs", format!("{} for the rest", bytes(fetch.packs)));
+        }
+    }
+    for reason in &plan.without_delta {
+        line("no delta", reason.clone());
+    }
+    if fetch.bytes > 0 {
+        let time = varve_term::human::duration(std::time::Duration::from_secs(fetch.seconds));
+        line("time", format!("about {time}"));
+    }
     if !plan.merge.is_empty() {
         let names: Vec<_> = plan.merge.iter().map(ToString::to_string).collect();
         line("merge", format!("{} into one layer first", names.join(", ")));

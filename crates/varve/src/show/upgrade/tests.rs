@@ -1,4 +1,4 @@
-use varve_agent::plan::{Fetch, Room, Write};
+use varve_agent::plan::{DeltaUse, Fetch, Room, Write};
 use varve_agent::rejected::Rejection;
 use varve_format::ReleaseDigest;
 use varve_format::deployment::{Layout, ReleaseRef};
@@ -25,11 +25,21 @@ fn a_plan() -> UpgradePlan {
         conflicts: Vec::new(),
         fetch: Fetch {
             bytes: 31_234_567,
+            packs: 27_000_000,
+            seconds: 95,
             requests: 3,
             contents: 1400,
             here_already: 4_000_000,
             metadata_bytes: 700_000,
         },
+        delta: Some(DeltaUse {
+            from: "debian-13.1".to_owned(),
+            bytes: 4_234_567,
+            contents: 1380,
+            memory: 58 << 20,
+            cpu_milliseconds: 12_345,
+        }),
+        without_delta: vec!["parts of it need too much memory".to_owned()],
         write: Write { paths: 1710, linked: 12, copied: 3, damaged: 1 },
         room: vec![Room {
             path: "/run/varve/physical".to_owned(),
@@ -48,6 +58,8 @@ fn plans() {
     let mut tight = a_plan();
     tight.room[0].free = 100_000_000;
     tight.room[0].free_inodes = None;
+    tight.delta = None;
+    tight.without_delta.clear();
     tight.merge.clear();
     tight.dropped_state.clear();
     let here = UpgradePlan { is_here: true, ..a_plan() };
@@ -99,6 +111,7 @@ fn answers() {
             ],
             switched_off: Vec::new(),
             collected: vec!["debian-13.0".to_owned()],
+            without_delta: Vec::new(),
         }),
         passed_over: Vec::new(),
         warnings: Vec::new(),
