@@ -61,7 +61,7 @@ pub enum Event {
     Search,
 }
 
-const WORDS: [(Event, &str); 15] = [
+const WORDS: [(Event, &str); 16] = [
     (Event::Init, "init"),
     (Event::Upgrade, "upgrade"),
     (Event::UpgradeFailed, "upgrade-failed"),
