@@ -13,6 +13,7 @@ use common::{Lab, noise};
 use varve_agent::choose::Wish;
 use varve_agent::plan::UpgradePlan;
 use varve_agent::upgrade::Prepared;
+use varve_sys::task::Cancel;
 
 /// A change of a few bytes in the middle of what no compression makes small, and 20 kB
 /// that are new.
@@ -153,6 +154,25 @@ fn what_a_delta_needs_may_be_damaged_here() {
     let done = lab.upgrade();
     assert!(done.without_delta.join("; ").contains("did not come out of it"), "{done:?}");
     assert!(done.fetched > 1_000_000);
+}
+
+#[test]
+fn the_budget_holds_for_what_replaces_a_delta() {
+    let mut lab = lab("");
+    lab.config = format!("max-download = 100000\n{}", lab.config);
+    assert!(plan(&lab).refuse().is_ok(), "the delta is within it");
+    // What the dry run fetched of it is gone too.
+    fs::remove_file(delta(&lab)).unwrap();
+    let incoming = lab.disk().join("varve/incoming");
+    for entry in fs::read_dir(incoming).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let error = lab.try_upgrade(&Wish::default(), &Cancel::new()).unwrap_err();
+    assert!(error.is_budget(), "{error:?}");
+    assert!(error.to_string().contains("100000"), "{error}");
+    lab.config = lab.config.replace("100000", "10000000");
+    lab.upgrade();
+    lab.check_all();
 }
 
 #[test]
