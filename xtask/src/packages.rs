@@ -24,6 +24,7 @@ const BUILD: &[Need] = &[
 
 /// What the tests compare with.
 const TEST: &[Need] = &[
+    Need("/bin/busybox", "busybox-static"),
     Need("/usr/bin/setfattr", "attr"),
     Need("/usr/bin/setfacl", "acl"),
     Need("/usr/bin/xz", "xz-utils"),

@@ -42,7 +42,7 @@ pub use run::run;
 
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
-use crate::history::{self, Event, Record};
+use crate::history::{Event, Record};
 use crate::observe::Observed;
 use crate::upgrade::{self, Context};
 use check::SwitchedOff;
@@ -325,11 +325,11 @@ pub(crate) fn propose(
         None => own::restack(&device.store, &request, None)?,
     };
     changed.reconciled = upgrade::carry(&device.store, observed, &deployment)?;
-    upgrade::promote(&device.store, writer, observed, &deployment, Some(device.config.tries))?;
     let record = Record::new(context.now, Event::Layers)
         .with("what", &what)
         .with("deployment", deployment.name());
-    history::append(device.store.dir(), &record)?;
+    let tries = Some(device.config.tries);
+    upgrade::promote(&device.store, writer, observed, &deployment, tries, record)?;
     crate::collect::by_policy(device, writer, context)?;
     changed.deployment = Some(deployment.name().clone());
     Ok(changed)

@@ -221,7 +221,7 @@ fn fetch(
         return Err(ContentsError::NotInPacks { digest: first.digest }.into());
     };
     let (record, sources) = publisher.record(release)?;
-    let wanted = upgrade::plan_contents(device, &record, plan, sources, context)?;
+    let wanted = upgrade::plan_contents(device, &record, &plan.fetch, sources, context)?;
     let incoming = device.store.incoming();
     contents::fetch(&wanted, sources, incoming, context.progress, context.cancel).1?;
     Ok(())

@@ -200,17 +200,16 @@ pub fn switch_off(
         new
     };
     let tries = (!new.confirmed).then_some(device.config.tries);
-    upgrade::promote(&device.store, writer, observed, &new, tries)?;
-    // Until here the boot stage goes on leaving them out: a cut changes nothing of that.
-    bisect::remove(&device.store)?;
-    forget_probe(&device.store)?;
     let deployment = new.name().clone();
     let record = Record::new(context.now, Event::Strip)
         .with("deployment", &deployment)
         .with("from", from)
         .with("off", list(&off))
         .with("kept", true);
-    history::append(device.store.dir(), &record)?;
+    upgrade::promote(&device.store, writer, observed, &new, tries, record)?;
+    // Until here the boot stage goes on leaving them out: a cut changes nothing of that.
+    bisect::remove(&device.store)?;
+    forget_probe(&device.store)?;
     Ok(Kept { deployment, from: from.clone(), off, was_here: same && new.confirmed })
 }
 

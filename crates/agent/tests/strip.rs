@@ -8,6 +8,7 @@ mod common;
 use std::fs;
 
 use common::{Lab, now, with_context};
+use varve_agent::history::{Event, Record};
 use varve_agent::lifecycle::{self, AfterBoot};
 use varve_agent::observe::Observed;
 use varve_agent::strip::{self, StripError};
@@ -52,7 +53,8 @@ fn with_layers(config: &str, layers: &[&str]) -> Lab {
         let new = restack(&device.store, &change, Some((draft, &record))).unwrap();
         device.store.mark_confirmed(new.name()).unwrap();
         let writer = device.lock("test", now()).unwrap();
-        upgrade::promote(&device.store, &writer, &observed, &new, None).unwrap();
+        let record = Record::new(now(), Event::Layers).with("deployment", new.name());
+        upgrade::promote(&device.store, &writer, &observed, &new, None, record).unwrap();
     }
     lab.boot(false);
     lab

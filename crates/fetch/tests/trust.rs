@@ -268,7 +268,7 @@ fn what_cannot_be_checked_is_not_no_update() {
     let stick = Sources::new(vec![Arc::new(DirTransport::new("/nowhere"))], hasty());
     assert_eq!(
         could_not_check(&world, &stick),
-        "cannot check the repository: /nowhere: no connection: there is no repository in this directory"
+        "cannot check the repository: /nowhere: there is no repository in this directory"
     );
     let refusing = Sources::new(vec![http("http://127.0.0.1:1/")], hasty());
     assert!(could_not_check(&world, &refusing).contains("no connection"));

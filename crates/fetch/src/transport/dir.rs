@@ -69,9 +69,7 @@ impl DirTransport {
         if self.path.join("metadata").is_dir() {
             TransportError::Missing
         } else {
-            TransportError::Unreachable {
-                reason: "there is no repository in this directory".into(),
-            }
+            TransportError::NotThere
         }
     }
 }

@@ -209,6 +209,9 @@ pub enum TransportError {
         /// What the system said.
         reason: String,
     },
+    /// The directory holds no repository: a stick that is not plugged in, say.
+    #[error("there is no repository in this directory")]
+    NotThere,
     /// No byte came for too long.
     #[error("nothing came for {:.1} seconds", after.as_secs_f32())]
     Stalled {
