@@ -16,7 +16,7 @@
 //! arrive it is not given up.
 //!
 //! With [`Sources::keeping`] what arrives outlives the process that fetched it, to the
-//! byte: see [`kept`].
+//! byte: see `kept`.
 //!
 //! Called by [`crate::trust`], [`crate::Metadata`] and [`crate::contents`].
 

@@ -5,8 +5,8 @@ use crate::device;
 use crate::project::{Result, megabytes};
 
 /// Bytes. A mount-only init is about 0.4 MB; the reading of records and configuration
-/// may double that.
-const BOOT_STAGE: u64 = 1_000_000;
+/// may double that, and the menu with its search is 60 kB.
+const BOOT_STAGE: u64 = 1 << 20;
 /// Bytes. Goes onto every device and into every update.
 const UPDATE_MANAGER: u64 = 16_000_000;
 
