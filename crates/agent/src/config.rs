@@ -90,7 +90,7 @@ pub struct Config {
 pub struct Download {
     /// What counts when there are several ways.
     pub prefer: Prefer,
-    /// Memory that an upgrade may use; none: half of what is available.
+    /// Memory that an upgrade may use; none: half of what is available, at most 256 MiB.
     pub memory: Option<Bytes>,
     /// Processor time that applying deltas may take, by the publisher's measure; none: any.
     pub cpu: Option<Seconds>,

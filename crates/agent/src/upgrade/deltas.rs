@@ -26,6 +26,9 @@ const USUAL_RATE: u64 = 1 << 20;
 const TELLING: u64 = 256 << 10;
 /// What the program itself takes of the memory that it may use, beside applying.
 const OWN_MEMORY: u64 = 26 << 20;
+/// Memory for applying deltas when nothing is configured: nobody wants an upgrade in the
+/// background to take a gigabyte. More may be allowed.
+const MOST_MEMORY: u64 = 256 << 20;
 
 /// Deltas that are used, opened.
 pub(super) struct Chain {
@@ -203,11 +206,12 @@ fn reason(error: DeltaError, context: &Context<'_>) -> Result<String> {
     }
 }
 
-/// Memory for applying: as configured, else half of what the system has to give.
+/// Memory for applying: as configured, else half of what the system has to give, within
+/// [`MOST_MEMORY`].
 fn memory(device: &Device) -> u64 {
     match device.config.download.memory {
         Some(limit) => limit.0.saturating_sub(OWN_MEMORY),
-        None => available().map_or(256 << 20, |bytes| bytes / 2),
+        None => available().map_or(MOST_MEMORY, |bytes| MOST_MEMORY.min(bytes / 2)),
     }
 }
 
