@@ -12,7 +12,7 @@ use varve_format::Sha256Digest;
 use varve_format::release::PackRef;
 use varve_sys::task::{Cancel, Progress, Unit};
 
-use crate::error::Result;
+use crate::error::{Result, text};
 use crate::keys::Role;
 use crate::repository::{Published, Repository, published};
 
@@ -176,15 +176,4 @@ impl CheckReport {
     fn problem(&mut self, what: &str, problem: String) {
         self.problems.push(Problem { what: what.to_owned(), problem });
     }
-}
-
-/// An error with all that caused it, in one line.
-fn text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

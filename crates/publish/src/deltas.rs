@@ -25,7 +25,7 @@ use varve_format::{ContentDigest, ReleaseName, Sha256Digest};
 use varve_sys::task::{Cancel, Progress, Unit};
 use varve_sys::{Dir, durable};
 
-use crate::error::{PublishError, Result};
+use crate::error::{PublishError, Result, text};
 use crate::keys::KeyDirs;
 use crate::repository::{Published, Repository, published, target_of};
 
@@ -236,17 +236,6 @@ fn prove(
         packs: packs.stored(offer.contents.iter().map(|content| &content.0)),
     };
     Ok(offers.iter().zip(&applied.times).map(cost).collect())
-}
-
-/// An error with all that caused it, in one line.
-fn text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 /// What is proved is thrown away.
