@@ -5,6 +5,7 @@
 mod binaries;
 mod graph;
 mod licences;
+mod names;
 mod source;
 
 use crate::packages;
@@ -35,6 +36,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result {
     check("format", &|| by_cargo(&["fmt", "--all", "--check"]));
     check("no file over 700 lines, no script over 50", &source::lengths);
     check("unsafe code in sys alone", &source::unsafe_code);
+    check("names of tests in the documents", &names::tests);
     check("who may use whom", &graph::direction);
     check("the boot stage links no network, TLS or async code", &graph::boot_stage);
     check("programs for devices link neither build nor publish", &graph::device);

@@ -66,7 +66,7 @@ fn is_script(path: &Path, text: &str) -> bool {
 }
 
 /// The files that git knows, and new ones that it does not ignore.
-fn files() -> Result<Vec<PathBuf>> {
+pub(super) fn files() -> Result<Vec<PathBuf>> {
     let text = output(Command::new("git").current_dir(root()).args([
         "ls-files",
         "--cached",
