@@ -14,6 +14,11 @@ use varve_rootfs::mount::whole_message;
 
 const RUN: &str = "/run/varve";
 
+/// One mapping for all that a boot needs: musl's own allocator makes and unmaps one for
+/// nearly every size, and each costs a walk through the kernel.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let begun = Instant::now();
     let mut arguments = std::env::args_os().skip(1);

@@ -146,6 +146,12 @@ pub enum AssembleError {
     },
 }
 
+impl From<MountError> for AssembleError {
+    fn from(source: MountError) -> Self {
+        AssembleError::Mount { target: "/".to_owned(), source }
+    }
+}
+
 /// Plans the root of a deployment.
 pub fn plan(
     store: &Store,
@@ -347,6 +353,19 @@ pub enum Care {
 /// Mounts a plan at `target`, over what is there. `memory` is an empty directory for the
 /// tmpfs of changes that are not kept.
 pub fn execute(
+    store: &Store,
+    plan: &MountPlan,
+    target: &Path,
+    memory: &Path,
+    care: Care,
+) -> Result<Executed, AssembleError> {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let (target, memory) = (absolute(target), absolute(memory));
+    mount::in_directory(store.dir().fd(), || execute_here(store, plan, &target, &memory, care))
+}
+
+/// The same in a thread that is at the store already.
+fn execute_here(
     store: &Store,
     plan: &MountPlan,
     target: &Path,

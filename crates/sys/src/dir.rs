@@ -159,22 +159,26 @@ impl Dir {
     /// Opens a file beneath for reading. Never blocks on a fifo: what is no regular
     /// file is an error.
     pub fn open_file(&self, path: impl AsRef<Path>) -> Result<File> {
-        let path = path.as_ref();
+        Ok(self.open_with_length(path.as_ref())?.0)
+    }
+
+    fn open_with_length(&self, path: &Path) -> Result<(File, u64)> {
         let fd = self.beneath(path, OFlags::RDONLY | OFlags::NONBLOCK, "open")?;
         let file = File::from(fd);
-        let is_file = file.metadata().context("examine", || self.at(path))?.is_file();
-        if !is_file {
+        let metadata = file.metadata().context("examine", || self.at(path))?;
+        if !metadata.is_file() {
             let error = std::io::Error::other("it is not a regular file");
             return Err(SysError::new("open", self.at(path), error));
         }
-        Ok(file)
+        Ok((file, metadata.len()))
     }
 
     /// Reads a whole file beneath, at most `limit` bytes; longer is an error.
     pub fn read(&self, path: impl AsRef<Path>, limit: u64) -> Result<Vec<u8>> {
         let path = path.as_ref();
-        let mut bytes = Vec::new();
-        let file = self.open_file(path)?;
+        let (file, length) = self.open_with_length(path)?;
+        // One call for all of it, and one that says that this was all.
+        let mut bytes = Vec::with_capacity(length.min(limit) as usize + 1);
         file.take(limit + 1).read_to_end(&mut bytes).context("read", || self.at(path))?;
         if bytes.len() as u64 > limit {
             let error = std::io::Error::other(format!("it is longer than {limit} bytes"));

@@ -28,7 +28,8 @@ use rustix::mount::{
 };
 
 pub use overlay::{
-    MadeOverlay, OVERLAY_OPTIONS, Overlay, OverlayWay, Upper, overlay_by, overlay_detached,
+    MadeOverlay, OVERLAY_OPTIONS, Overlay, OverlayWay, Upper, in_directory, overlay_by,
+    overlay_detached,
 };
 
 /// The longest string that fsconfig(2) takes, its closing zero not counted.

@@ -100,6 +100,13 @@ pub fn overlay_by(overlay: &Overlay<'_>, ways: &[OverlayWay]) -> Result<MadeOver
     if overlay.lowers.len() + 2 * usize::from(overlay.upper.is_some()) < 2 {
         return Err(MountError::TooFewLowers { lowers: overlay.lowers.len() });
     }
+    // The usual way needs nothing but the directory.
+    if ways.first() != Some(&OverlayWay::OldMount) && is_here(overlay.base) {
+        let one_string = ways[0] == OverlayWay::OneString;
+        if let Ok((mount, refused)) = by_fsconfig(overlay, &OVERLAY_OPTIONS, one_string) {
+            return Ok(MadeOverlay { mount, way: ways[0], refused });
+        }
+    }
     in_directory(overlay.base, || {
         let mut first_error = None;
         // An old kernel refuses an unknown option only at the end and does not say
@@ -276,14 +283,18 @@ fn escape(path: &Path, special: &[u8]) -> Vec<u8> {
 }
 
 /// Runs `work` in a thread whose working directory is `directory`, and this
-/// process's stays what it is.
-fn in_directory<T: Send>(
+/// process's stays what it is. [`overlay_detached`] does so by itself; one who makes
+/// several overlays of one directory saves a thread for each.
+///
+/// # Errors
+/// [`MountError::Helper`] when there is no such thread to be had.
+pub fn in_directory<T: Send, E: Send + From<MountError>>(
     directory: BorrowedFd<'_>,
-    work: impl FnOnce() -> Result<T, MountError> + Send,
-) -> Result<T, MountError> {
-    let failed = |source: rustix::io::Errno| MountError::Helper {
-        path: PathBuf::from("."),
-        source: source.into(),
+    work: impl FnOnce() -> Result<T, E> + Send,
+) -> Result<T, E> {
+    let failed = |source: rustix::io::Errno| {
+        let source = source.into();
+        E::from(MountError::Helper { path: PathBuf::from("."), source })
     };
     std::thread::scope(|scope| {
         let helper = scope.spawn(|| {
@@ -296,4 +307,11 @@ fn in_directory<T: Send>(
         });
         helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Whether the working directory of this thread is `directory`.
+fn is_here(directory: BorrowedFd<'_>) -> bool {
+    let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    let here = rustix::fs::stat(c".").map(identity);
+    here.is_ok() && here == rustix::fs::fstat(directory).map(identity)
 }
