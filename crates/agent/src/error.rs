@@ -78,6 +78,12 @@ pub enum Error {
     /// Something about the user's own layers.
     #[error(transparent)]
     Layer(#[from] crate::layer::LayerError),
+    /// A command could not be run in a private copy of a system.
+    #[error(transparent)]
+    Inside(#[from] crate::inside::InsideError),
+    /// A deployment could not be tried.
+    #[error(transparent)]
+    Try(#[from] crate::tryout::TryError),
     /// Layers could not be merged.
     #[error(transparent)]
     Merge(#[from] MergeError),

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 
 use crate::config::HealthCheck;
+use crate::inside::PATH;
 
 /// How much of what a check printed is kept: its end, in bytes.
 pub const KEPT_OUTPUT: usize = 2048;
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How a check ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,8 +74,16 @@ impl std::fmt::Display for Verdict {
 
 /// Runs one check to its end.
 pub fn run(check: &HealthCheck) -> Outcome {
+    run_in(check, |_| Ok(()))
+}
+
+/// Runs one check to its end, elsewhere: `place` changes where its command runs.
+pub(crate) fn run_in(
+    check: &HealthCheck,
+    place: impl FnOnce(&mut Command) -> std::io::Result<()>,
+) -> Outcome {
     let start = Instant::now();
-    let (verdict, output) = match spawn(check) {
+    let (verdict, output) = match spawn(check, place) {
         Ok((child, output)) => wait(child, output, start, check.timeout.0),
         Err(error) => (Verdict::NotStarted(error.to_string()), Vec::new()),
     };
@@ -84,9 +92,13 @@ pub fn run(check: &HealthCheck) -> Outcome {
 }
 
 /// Starts the command in a process group of its own, both of its streams into one pipe.
-fn spawn(check: &HealthCheck) -> std::io::Result<(Child, std::io::PipeReader)> {
+fn spawn(
+    check: &HealthCheck,
+    place: impl FnOnce(&mut Command) -> std::io::Result<()>,
+) -> std::io::Result<(Child, std::io::PipeReader)> {
     let (reader, writer) = std::io::pipe()?;
-    let child = Command::new(&check.command[0])
+    let mut command = Command::new(&check.command[0]);
+    command
         .args(&check.command[1..])
         .env_clear()
         .env("PATH", PATH)
@@ -95,8 +107,9 @@ fn spawn(check: &HealthCheck) -> std::io::Result<(Child, std::io::PipeReader)> {
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
-        .stderr(writer)
-        .spawn()?;
+        .stderr(writer);
+    place(&mut command)?;
+    let child = command.spawn()?;
     Ok((child, reader))
 }
 

@@ -19,6 +19,7 @@
 //! | [`lifecycle`], [`health`] | confirm, roll back, shutdown |
 //! | [`merge`], [`collect`], [`fsck`] | what keeps the disk in order |
 //! | [`ps`] | what runs from what |
+//! | [`inside`], [`tryout`] | commands in a private copy of a system; a deployment tried without a boot |
 //! | [`strip`], [`bisect`] | layers taken off, and the search for the bad one |
 //! | [`history`], [`rejected`], [`selection`] | files of its own below `/varve` |
 //!
@@ -39,6 +40,7 @@ pub mod fsck;
 pub mod health;
 pub mod history;
 pub mod init;
+pub mod inside;
 pub mod layer;
 pub mod lifecycle;
 pub mod merge;
@@ -53,6 +55,7 @@ pub mod reset;
 pub mod selection;
 pub mod sources;
 pub mod strip;
+pub mod tryout;
 pub mod upgrade;
 
 pub use config::{Config, ConfigError};

@@ -493,34 +493,9 @@ fn run(lab: &Lab, name: &str, command: &[&str]) -> Result<Changed, Error> {
     })
 }
 
-/// A system in which a command can run: this machine's static shell.
-fn runnable() -> Option<Lab> {
-    let shell = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|path| Path::new(path).exists());
-    let Some(shell) = shell else {
-        eprintln!("=== NOT RUN: there is no static shell (busybox) to run in a copy ===");
-        return None;
-    };
-    let lab = Lab::below(crash::scratch());
-    let status = "Package: base\nStatus: install ok installed\nArchitecture: all\nVersion: 1\n";
-    lab.tree()
-        .file("usr/bin/busybox", fs::read(shell).unwrap())
-        .file("var/lib/dpkg/status", status)
-        .file("var/log/old", "old")
-        .link("bin", "usr/bin");
-    use std::os::unix::fs::PermissionsExt;
-    let busybox = lab.tree().0.join("usr/bin/busybox");
-    fs::set_permissions(busybox, fs::Permissions::from_mode(0o755)).unwrap();
-    for dir in ["proc", "dev", "sys", "tmp"] {
-        fs::create_dir_all(lab.tree().0.join(dir)).unwrap();
-    }
-    lab.publish("r1");
-    lab.init();
-    Some(lab)
-}
-
 #[test]
 fn what_a_command_changes_becomes_a_layer() {
-    let Some(lab) = runnable() else { return };
+    let Some(lab) = Lab::runnable() else { return };
     let before = fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
     let script = "set -e; cd /; busybox test -e /proc/self/status; busybox test -d /sys/kernel
         echo made > usr/bin/made; busybox rm usr/bin/tool; echo log > var/log/new

@@ -7,10 +7,12 @@
 //!  |-- durable --- the commit points: sync, rename, sync
 //!  '-- trace ----- every change as an event, for the crash tests
 //! mount, mountinfo, keys, console, cmdline -- what the boot stage needs
+//! confine -- a command in a root and namespaces of its own
 //! lock, space, task -- one writer, room, progress and cancelling
 //! ```
 
 pub mod cmdline;
+pub mod confine;
 pub mod console;
 pub mod copy;
 mod dir;

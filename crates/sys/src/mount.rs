@@ -15,7 +15,7 @@
 
 mod overlay;
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -260,6 +260,15 @@ pub fn tmpfs_detached(mode: u32, size: Option<u64>) -> Result<Detached, MountErr
     context.create("memory".into())
 }
 
+/// Terminals of its own: a fresh devpts, its modes those that distributions give it.
+pub fn devpts_detached() -> Result<Detached, MountError> {
+    let context = FsContext::open("devpts")?;
+    for (key, value) in [("mode", "620"), ("ptmxmode", "666"), ("gid", "5")] {
+        context.require(key, value)?;
+    }
+    context.create("terminals".into())
+}
+
 /// Stops or allows writes through the mount at `target`; the file system below and
 /// its other mounts stay as they are.
 pub fn set_access(at: impl AsFd, target: &Path, access: Access) -> Result<(), MountError> {
@@ -379,6 +388,13 @@ fn messages(context: &OwnedFd) -> String {
     said.join("; ")
 }
 
+/// Stops writes through a detached mount. Allocates nothing: for a process that was just
+/// forked.
+pub(crate) fn stop_writes(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
+    mount_setattr(mount, c"", libc::AT_EMPTY_PATH, attributes)
+}
+
 /// The kernel's `struct mount_attr` (include/uapi/linux/mount.h), first version.
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy)]
@@ -404,6 +420,15 @@ fn set_attributes(
     if reach == Reach::WithSubmounts {
         flags |= libc::AT_RECURSIVE;
     }
+    mount_setattr(at, &path, flags, attributes).map_err(|errno| failed(errno.into()))
+}
+
+fn mount_setattr(
+    at: BorrowedFd<'_>,
+    path: &CStr,
+    flags: libc::c_int,
+    attributes: MountAttributes,
+) -> rustix::io::Result<()> {
     // SAFETY: `at` is an open descriptor for the whole call; `path` ends in zero;
     // `attributes` is the kernel's structure, of the size that is passed along, only
     // read by the call; nothing is kept after it returns.
@@ -417,5 +442,6 @@ fn set_attributes(
             size_of::<MountAttributes>(),
         )
     };
-    if answer == 0 { Ok(()) } else { Err(failed(io::Error::last_os_error())) }
+    let error = || rustix::io::Errno::from_io_error(&io::Error::last_os_error());
+    if answer == 0 { Ok(()) } else { Err(error().unwrap_or(rustix::io::Errno::IO)) }
 }

@@ -21,6 +21,8 @@ pub enum Exit {
     CouldNotCheck,
     /// 130: stopped by Ctrl-C (or SIGTERM); what was verified is kept.
     Interrupted,
+    /// Any: `try` alone ends as the command that it ran.
+    Of(u8),
 }
 
 impl Exit {
@@ -35,6 +37,7 @@ impl Exit {
             Self::Untrusted => 5,
             Self::CouldNotCheck => 6,
             Self::Interrupted => 130,
+            Self::Of(code) => code,
         }
     }
 
@@ -49,6 +52,7 @@ impl Exit {
             Self::Untrusted => "untrusted",
             Self::CouldNotCheck => "could-not-check",
             Self::Interrupted => "interrupted",
+            Self::Of(_) => "of-the-command",
         }
     }
 }

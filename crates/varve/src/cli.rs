@@ -15,6 +15,7 @@ Exit codes:
   1  failed                              5  not trusted: signatures, expiry, damage
   2  wrong use or configuration          6  could not check: no source was reachable
   3  check: nothing newer              130  stopped by Ctrl-C
+`try` ends as the command that it runs; 127: it could not be started.
 
 A typical day:
   varve check                is there something newer?
@@ -98,6 +99,19 @@ pub(crate) enum Command {
     /// Ctrl-C at any moment loses nothing that was fetched and verified: the next run
     /// goes on there. The running system is not touched.
     Upgrade(Upgrade),
+
+    /// Run a deployment at once, beside what runs: a shell, a command, its health checks
+    ///
+    /// Its root is put together as a boot would, in namespaces of its own, with your state
+    /// in view; whatever is changed there is in memory and forgotten at the end. The kernel
+    /// and the network are the running ones, processes and disks out of sight. It is no
+    /// cage for hostile programs. The exit code is the command's.
+    #[command(after_help = "Examples:\n  \
+        varve try                        a shell in what boots next\n  \
+        varve try -- python3 --version   one command\n  \
+        varve try debian-13.1 --health   its health checks: 0 all pass, 1 one fails\n  \
+        varve try --boot                 all its services, in a container without network")]
+    Try(Try),
 
     /// What runs, what boots next, what is here, what happened
     Status,
@@ -230,6 +244,25 @@ pub(crate) struct Upgrade {
     /// Reboot into it
     #[arg(long, conflicts_with = "dry_run")]
     pub reboot: bool,
+}
+
+/// See [`Command::Try`].
+#[derive(Debug, Args)]
+pub(crate) struct Try {
+    /// Which [default: what boots next]
+    pub deployment: Option<DeploymentName>,
+
+    /// Run the health checks of its configuration, and say which fail
+    #[arg(long, conflicts_with_all = ["boot", "command"])]
+    pub health: bool,
+
+    /// Boot it as a container, by systemd-nspawn
+    #[arg(long, conflicts_with = "command")]
+    pub boot: bool,
+
+    /// The command; no shell is involved [default: a shell]
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
 }
 
 /// See [`Command::Rollback`].

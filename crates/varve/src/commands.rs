@@ -4,6 +4,7 @@ pub(crate) mod keep;
 pub(crate) mod layer;
 pub(crate) mod lifecycle;
 pub(crate) mod strip;
+pub(crate) mod tryout;
 pub(crate) mod upgrade;
 
 use std::sync::Arc;
@@ -82,6 +83,7 @@ pub(crate) fn run(cli: Cli, cancel: &Cancel) -> Answer {
         Command::Init(args) => upgrade::init(&session, &args, cli.config.as_deref(), cli.root),
         Command::Check(args) => upgrade::check(&session, args),
         Command::Upgrade(args) => upgrade::upgrade(&session, args),
+        Command::Try(args) => tryout::run(&session, args),
         Command::Status => lifecycle::status(&session),
         Command::Rollback(args) => lifecycle::rollback(&session, &args),
         Command::Confirm(args) => lifecycle::confirm(&session, &args),

@@ -1,10 +1,12 @@
 //! The edge: each error's exit code, and what its user can do about it.
 
 use varve_agent::choose::ChoiceError;
+use varve_agent::inside::InsideError;
 use varve_agent::layer::LayerError;
 use varve_agent::plan::Refusal;
 use varve_agent::policy::PolicyError;
 use varve_agent::sources::SourcesError;
+use varve_agent::tryout::TryError;
 use varve_agent::{DeviceError, Error};
 use varve_boot::transition::TransitionError;
 use varve_fetch::contents::ContentsError;
@@ -178,6 +180,23 @@ fn answer(error: &Error) -> (Exit, Option<String>) {
         }
         Error::Store(StoreError::NoStore { .. }) => no_store(),
         Error::Layer(error) => return layer(error),
+        Error::Inside(InsideError::Mount(error)) => match error.io().map(|error| error.kind()) {
+            Some(std::io::ErrorKind::PermissionDenied) => {
+                (Exit::Refused, "only root may mount: run it as root".into())
+            }
+            _ => return (Exit::Failed, Some("nothing was changed".to_owned())),
+        },
+        Error::Inside(InsideError::Start { .. }) => {
+            (Exit::Of(127), "nothing was changed; the path is one inside that system".into())
+        }
+        Error::Try(TryError::NoContainer) => {
+            (Exit::Refused, "install it: `apt install systemd-container`".into())
+        }
+        Error::Try(TryError::NoChecks { .. }) => (
+            Exit::Refused,
+            "write some as [[health]] into /etc/varve/varve.toml: `man varve`".into(),
+        ),
+        Error::Try(_) => (Exit::Refused, "nothing was changed".into()),
         _ => return (Exit::Failed, None),
     };
     (exit, Some(hint))

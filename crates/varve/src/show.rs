@@ -4,4 +4,5 @@ pub(crate) mod keep;
 pub(crate) mod layer;
 pub(crate) mod lifecycle;
 pub(crate) mod strip;
+pub(crate) mod tryout;
 pub(crate) mod upgrade;

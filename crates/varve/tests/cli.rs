@@ -268,3 +268,71 @@ fn completions_and_manual_pages_are_made() {
     let page = fs::read_to_string(lab.path("man/varve-upgrade.1")).unwrap();
     assert!(page.contains(".TH") && page.contains("dry"));
 }
+
+/// Waits until a process with this word in its command line is there, or is gone.
+fn await_process(word: &str, there: bool) {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let is_running = || {
+        fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            line.split(|&b| b == 0).any(|part| part == word.as_bytes())
+        })
+    };
+    while is_running() != there {
+        assert!(
+            std::time::Instant::now() < end,
+            "{word}: {}",
+            if there { "never" } else { "left" }
+        );
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_try_ends_as_its_command_and_leaves_nothing_however_it_ends() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("=== NOT RUN: mounts need root ===");
+    }
+    let Some(shell) = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|p| Path::new(p).exists())
+    else {
+        return eprintln!("=== NOT RUN: there is no static shell (busybox) ===");
+    };
+    let lab = Lab::new();
+    for dir in ["bin", "proc", "dev", "tmp"] {
+        fs::create_dir_all(lab.path("tree").join(dir)).unwrap();
+    }
+    fs::copy(shell, lab.path("tree/bin/busybox")).unwrap();
+    lab.publish("r1");
+    lab.init();
+    let script = |script: &str| -> Vec<String> {
+        ["try", "--", "/bin/busybox", "sh", "-c", script].map(str::to_owned).to_vec()
+    };
+    let run = |text: &str| {
+        let words = script(text);
+        lab.run(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let said = run("/bin/busybox cat /usr/lib/release; exit 7");
+    assert_eq!((said.code, said.out.as_str()), (7, "r1\n"), "{said:?}");
+    let said = lab.run(&["try", "--", "/no/such"]);
+    assert_eq!(said.code, 127, "{said:?}");
+    assert!(said.err.contains("/no/such could not be started"), "{said:?}");
+    let (code, value) = lab.json(&["try", "r1", "--", "/bin/busybox", "false"]);
+    assert_eq!((code, &value["status"]), (1, &serde_json::json!(1)), "{value}");
+    let said = lab.run(&["try", "--health"]);
+    assert_eq!(said.code, 4, "{said:?}");
+
+    for signal in [rustix::process::Signal::INT, rustix::process::Signal::KILL] {
+        let seconds = format!("{}.{}", 6000 + std::process::id() % 1000, signal.as_raw());
+        let words = script(&format!("/bin/busybox sleep {seconds} & /bin/busybox sleep {seconds}"));
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        let mut child = lab.command(&words).stdin(std::process::Stdio::null()).spawn().unwrap();
+        await_process(&seconds, true);
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, signal).unwrap();
+        let status = child.wait().unwrap();
+        if signal == rustix::process::Signal::INT {
+            assert_eq!(status.code(), Some(130));
+        }
+        await_process(&seconds, false);
+    }
+}

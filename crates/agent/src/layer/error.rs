@@ -7,7 +7,6 @@ use varve_format::{LayerName, TreePath};
 use varve_rootfs::compose::ComposeError;
 use varve_rootfs::merge::FoldError;
 use varve_sys::SysError;
-use varve_sys::mount::MountError;
 
 /// Why not.
 #[derive(Debug, thiserror::Error)]
@@ -99,9 +98,6 @@ pub enum LayerError {
         /// Bytes that may be used, without the reserve.
         free: u64,
     },
-    /// The private copy of the system could not be put together.
-    #[error("the private copy of the system could not be put together")]
-    Mount(#[source] MountError),
     /// The command did not end well: nothing is kept.
     #[error("{command} ended with {status}; nothing of it is kept")]
     Command {
@@ -109,14 +105,6 @@ pub enum LayerError {
         command: String,
         /// How.
         status: String,
-    },
-    /// The command could not be started.
-    #[error("{command} could not be started")]
-    Start {
-        /// Which.
-        command: String,
-        /// Why.
-        source: std::io::Error,
     },
     /// The command changed nothing.
     #[error("{command} changed nothing that a layer keeps")]

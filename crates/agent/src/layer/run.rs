@@ -2,11 +2,8 @@
 //! becomes a layer: how a package is installed as its maker means it.
 //!
 //! ```text
-//! mount namespace of one thread:
-//!   /                 overlay: staging/<new>/run/upper over own layers and the release
-//!   /proc /dev /sys   the running system's
-//!   /tmp /run         empty, in memory
-//! network             the running system's, /etc/resolv.conf with it
+//! /     overlay: staging/<new>/run/upper over own layers and the release, furnished
+//!       and with namespaces of its own: crate::inside
 //! then: upper --fold--> staging/<new>/layer/tree, less what is no part of a system
 //! ```
 //!
@@ -16,7 +13,6 @@
 //! an upgrade does. A change of dpkg's status becomes an update of it: see [`super::dpkg`].
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use rustix::fs::CWD;
 use varve_format::deployment::{LayerKind, OwnLayer};
@@ -25,11 +21,9 @@ use varve_rootfs::merge::{self, FoldError, Layer};
 use varve_rootfs::mount::root_paths;
 use varve_rootfs::resolve::Resolver;
 use varve_rootfs::view;
-use varve_sys::mount::{
-    Access, Overlay, Reach, Upper, bind_detached, enter_private_namespace, overlay_detached,
-    tmpfs_detached,
-};
-use varve_sys::{Dir, FileType};
+use varve_sys::Dir;
+use varve_sys::mount::{Overlay, Upper, overlay_detached};
+use varve_sys::task::Cancel;
 
 use super::add::update_path;
 use super::{
@@ -37,6 +31,7 @@ use super::{
 };
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
+use crate::inside::{self, InsideError, Room};
 use crate::observe::Observed;
 use crate::upgrade::Context;
 
@@ -120,11 +115,9 @@ fn run_and_fold(
         status: before.as_ref().filter(|before| before.has_updates).map(|b| b.status.as_str()),
         command,
     };
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| inside.run());
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })?;
-    context.cancel.check()?;
+    let cancel = context.cancel;
+    inside::in_private_namespace(|| inside.run(cancel))?;
+    cancel.check()?;
 
     let status = upper_status(&upper)?;
     let folded = vec![Layer { dir: upper, foreign: true }];
@@ -246,54 +239,23 @@ struct Inside<'a> {
 }
 
 impl Inside<'_> {
-    /// The mounts go when this thread and all that it started have ended.
-    fn run(&self) -> Result<()> {
-        enter_private_namespace().map_err(LayerError::Mount)?;
-        let scratch = std::path::absolute(self.scratch).map_err(LayerError::read(self.scratch))?;
+    /// On a thread that has its own mounts.
+    fn run(&self, cancel: &Cancel) -> Result<()> {
+        let scratch = inside::absolute(self.scratch)?;
         let place = scratch.join("root");
         let upper = Upper { upper: scratch.join("upper"), work: scratch.join("work") };
-        // The kernel takes layers from mounts of this namespace alone: opened once more in it.
-        let path = self.varve.path();
-        let varve = Dir::open(std::path::absolute(path).map_err(LayerError::read(path))?)?;
+        let varve = inside::reopen(self.varve)?;
         let (base, lowers) = (varve.fd(), &self.lowers[..]);
         let overlay = Overlay { base, lowers, upper: Some(&upper), source: "varve" };
         overlay_detached(&overlay)
             .and_then(|made| made.mount.attach(CWD, &place))
-            .map_err(LayerError::Mount)?;
-        let root = Dir::open(&place)?;
-        self.tell_dpkg(&root)?;
-        resolver_of_the_host(&root)?;
-        for path in ["proc", "dev", "sys"] {
-            if root.stat_opt(path)?.is_some_and(|stat| stat.is_dir()) {
-                bind_detached(
-                    CWD,
-                    &Path::new("/").join(path),
-                    Access::ReadWrite,
-                    Reach::WithSubmounts,
-                )
-                .and_then(|mount| mount.attach_beneath(root.fd(), Path::new(path)))
-                .map_err(LayerError::Mount)?;
-            }
-        }
-        for (path, mode) in [("tmp", 0o1777), ("run", 0o755)] {
-            if root.stat_opt(path)?.is_some_and(|stat| stat.is_dir()) {
-                tmpfs_detached(mode, None)
-                    .and_then(|mount| mount.attach_beneath(root.fd(), Path::new(path)))
-                    .map_err(LayerError::Mount)?;
-            }
-        }
-        let shown = self.command.join(" ");
-        let start = |source: std::io::Error| LayerError::Start { command: shown.clone(), source };
-        // Of this thread alone: it has its own root since it has its own mounts.
-        rustix::process::chroot(&place).map_err(|errno| start(errno.into()))?;
-        rustix::process::chdir("/").map_err(|errno| start(errno.into()))?;
-        let (program, arguments) = self.command.split_first().expect("the caller gives one");
-        let status = Command::new(program)
-            .args(arguments)
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("VARVE_LAYER_RUN", "1")
-            .status()
-            .map_err(start)?;
+            .map_err(InsideError::Mount)?;
+        let room = Room::furnish(&place)?;
+        self.tell_dpkg(room.root())?;
+        let mut command = room.command(self.command)?;
+        command.env("VARVE_LAYER_RUN", "1");
+        let shown = inside::shown(&command);
+        let status = inside::run(command, cancel)?;
         if !status.success() {
             let status = status.to_string();
             return Err(LayerError::Command { command: shown, status }.into());
@@ -315,16 +277,4 @@ impl Inside<'_> {
         }
         Ok(())
     }
-}
-
-/// Names are looked up as in the running system; the file is not kept.
-fn resolver_of_the_host(root: &Dir) -> Result<()> {
-    let Ok(text) = std::fs::read("/etc/resolv.conf") else { return Ok(()) };
-    let Some(etc) = root.open_dir_opt("etc")? else { return Ok(()) };
-    match etc.stat_opt("resolv.conf")?.map(|stat| stat.file_type()) {
-        Some(FileType::Directory) => return Ok(()),
-        Some(_) => etc.unlink("resolv.conf")?,
-        None => {}
-    }
-    Ok(etc.create_file("resolv.conf", 0o644)?.write_all(&text)?)
 }
