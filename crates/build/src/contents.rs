@@ -9,10 +9,10 @@ use std::io::{self, Read};
 
 use varve_format::ContentDigest;
 use varve_format::verity::{ContentHasher, content_digest};
+use varve_pack::Packer;
 use varve_sys::task::{Cancel, Progress};
 
 use crate::error::Result;
-use crate::pack::Packer;
 
 /// Contents up to this size are held in memory until their digest is known, in bytes.
 const BUFFERED: u64 = 8 << 20;

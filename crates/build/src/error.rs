@@ -4,7 +4,7 @@ use std::io;
 
 use varve_format::ReleaseName;
 use varve_format::manifest::ManifestError;
-use varve_format::pack::PackError;
+use varve_pack::WriteError;
 use varve_sys::SysError;
 use varve_sys::task::Cancelled;
 
@@ -59,15 +59,12 @@ pub enum BuildError {
         /// The name.
         name: ReleaseName,
     },
-    /// The compressor failed.
-    #[error("cannot compress a frame of the pack")]
+    /// The manifest could not be compressed.
+    #[error("cannot compress the manifest")]
     Compress(#[source] io::Error),
-    /// The pack would pass a bound of its format.
-    #[error("the pack does not fit its format")]
-    Index(#[source] PackError),
-    /// A thread of the build stopped unexpectedly.
-    #[error("a worker of the build stopped before its work was done")]
-    Worker,
+    /// The pack could not be written.
+    #[error(transparent)]
+    Pack(#[from] WriteError),
     /// Stopped as asked.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),

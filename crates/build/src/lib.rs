@@ -201,18 +201,17 @@ pub fn build(
         0 => std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS),
         threads => threads,
     };
-    let ((manifest, new), written) = pack::write_pack(&packs, options.level, threads, |packer| {
-        let mut store = Store::new(packer, &known.contents, progress, cancel);
-        let manifest =
-            source.read(options.architecture.as_deref(), &mut store, progress, cancel)?;
-        Ok((manifest, store.new))
-    })?;
+    let file = pack::begin(&packs)?;
+    let ((manifest, new), file, written) =
+        varve_pack::write_pack(file, 0, options.level, threads, |packer| {
+            let mut store = Store::new(packer, &known.contents, progress, cancel);
+            let manifest =
+                source.read(options.architecture.as_deref(), &mut store, progress, cancel)?;
+            Ok::<_, BuildError>((manifest, store.new))
+        })?;
     cancel.check()?;
-    match &written {
-        Some(written) => written.commit(&packs)?,
-        None => pack::remove_temporary(&packs)?,
-    }
-    let new_pack = written.map(|written| written.reference());
+    pack::commit(&packs, &file, written.as_ref())?;
+    let new_pack = written.map(|written| written.reference);
     let needed = needed_packs(&manifest, new_pack, &new, &known);
 
     let facts = facts::Facts::read(&manifest, &mut repo::ContentReader::open(repo, &needed)?)?;

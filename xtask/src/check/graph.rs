@@ -11,12 +11,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("varve-sys", &[]),
     ("cabac", &[]),
     ("varve-delta", &["varve-format", "varve-sys"]),
-    ("varve-build", &["varve-format", "varve-sys", "varve-delta"]),
+    ("varve-pack", &["varve-format", "varve-sys"]),
+    ("varve-build", &["varve-format", "varve-sys", "varve-delta", "varve-pack"]),
     ("varve-publish", &["varve-format", "varve-sys", "varve-build", "varve-delta"]),
     ("varve-fetch", &["varve-format", "varve-sys", "varve-delta"]),
     ("varve-rootfs", &["varve-format", "varve-sys"]),
     ("varve-boot", &["varve-format", "varve-sys"]),
-    ("varve-agent", &["varve-format", "varve-sys", "varve-fetch", "varve-rootfs", "varve-boot"]),
+    (
+        "varve-agent",
+        &["varve-format", "varve-sys", "varve-fetch", "varve-rootfs", "varve-boot", "varve-pack"],
+    ),
     ("varve-early", &["varve-format", "varve-sys", "varve-rootfs", "varve-boot"]),
     ("varve-term", &["varve-format", "varve-sys"]),
     (
