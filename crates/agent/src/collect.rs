@@ -92,14 +92,15 @@ pub fn execute(
     announce::told(&device.store, record, sign, |_| Ok(collect::execute(&device.store, plan)?))
 }
 
-/// After an upgrade: what the policy does not keep, and what was fetched for it. Gives
-/// the deployments that went.
+/// After a promotion: what the policy does not keep; with `fetched`, what an upgrade had
+/// fetched, too. Gives the deployments that went.
 pub(crate) fn by_policy(
     device: &Device,
     writer: &Writer,
+    fetched: bool,
     context: &Context<'_>,
 ) -> Result<Vec<String>> {
-    let plan = plan(device, true)?;
+    let plan = plan(device, fetched)?;
     execute(device, writer, &plan, context)?;
     Ok(plan.deployments.iter().map(ToString::to_string).collect())
 }

@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use varve_format::deployment::{Layout, RootMode, StatePath};
+use varve_format::layer_file::LayerKey;
 
 pub use crate::method::Prefer;
 pub use error::ConfigError;
@@ -70,6 +71,8 @@ pub struct Config {
     pub tries: u8,
     /// What a release may hold, whoever signed it.
     pub policy: Policy,
+    /// Whose layers `varve layer import` takes without being told: `ed25519:…`.
+    pub layer_keys: Vec<LayerKey>,
     /// How the sources are reached.
     pub network: Network,
     /// How much of a staged release is read again before it is promoted.
@@ -137,6 +140,7 @@ impl Default for Config {
             keep: 2,
             tries: 3,
             policy: Policy::default(),
+            layer_keys: Vec::new(),
             network: Network::default(),
             verify: Verify::Full,
             reserve: Bytes(64 << 20),

@@ -118,7 +118,7 @@ pub fn init(places: Places, init: &Init<'_>, context: &Context<'_>) -> Result<Ma
         .with("deployment", deployment.name())
         .with("fetched", fetched);
     announce::selected::<Error>(&device.store, &selection, record)?;
-    crate::collect::by_policy(&device, &writer, context)?;
+    crate::collect::by_policy(&device, &writer, true, context)?;
     durable::sync_file_system(device.store.dir())?;
     let deployment = deployment.name().clone();
     Ok(Made { deployment, release, fetched, config_installed })

@@ -4,7 +4,8 @@
 //! ```text
 //! capture  the writable top          -.
 //! add      directory, tar, .deb       |--> a layer in staging -.
-//! run      a command, what it changed |                         v
+//! run      a command, what it changed |                         |
+//! import   a signed file             -'                         v
 //! on, off, move, remove ------------------------> another list of own layers
 //!   -> static checks -> a new deployment -> state carried -> promoted on trial
 //! ```
@@ -22,6 +23,9 @@ mod deb;
 pub mod dpkg;
 pub mod elf;
 mod error;
+mod export;
+mod import;
+mod key;
 mod look;
 mod run;
 
@@ -37,6 +41,8 @@ pub use add::{Added, add};
 pub use capture::capture;
 pub use deb::Package;
 pub use error::LayerError;
+pub use export::{Exported, export};
+pub use import::{Import, Imported, import};
 pub use look::{DiffEntry, LayerStatus, Place, What, diff, list, show};
 pub use run::run;
 
@@ -330,7 +336,8 @@ pub(crate) fn propose(
         .with("deployment", deployment.name());
     let tries = Some(device.config.tries);
     upgrade::promote(&device.store, writer, observed, &deployment, tries, record)?;
-    crate::collect::by_policy(device, writer, context)?;
+    // What an unfinished upgrade has fetched is still wanted.
+    crate::collect::by_policy(device, writer, false, context)?;
     changed.deployment = Some(deployment.name().clone());
     Ok(changed)
 }
@@ -375,6 +382,7 @@ pub(crate) fn record_of(
         title: String::new(),
         made_by,
         captured_from: None,
+        signed_by: None,
         size: Some(varve_rootfs::space::held(draft.tree())?.bytes),
     })
 }

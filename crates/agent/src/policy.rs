@@ -1,4 +1,4 @@
-//! What a release may hold on this device, whoever signed it. Pure.
+//! What a release, or a layer, may hold on this device, whoever signed it. Pure.
 
 use varve_format::TreePath;
 use varve_format::manifest::Manifest;
@@ -13,10 +13,7 @@ const NAMED: usize = 5;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// It holds device nodes, elsewhere than in /dev.
-    #[error(
-        "device nodes are forbidden on this device, and the release holds {count}: {}",
-        list(paths)
-    )]
+    #[error("device nodes are forbidden on this device, and it holds {count}: {}", list(paths))]
     Devices {
         /// How many.
         count: usize,
@@ -25,7 +22,7 @@ pub enum PolicyError {
     },
     /// It holds programs that run with more rights than their caller.
     #[error(
-        "programs with rights of their own ({}) are forbidden on this device, and the release \
+        "programs with rights of their own ({}) are forbidden on this device, and it \
          holds {count}: {}",
         how.join(", "),
         list(paths)
@@ -48,10 +45,7 @@ pub enum PolicyError {
         paths: Vec<TreePath>,
     },
     /// It sets attributes that have no place in a release.
-    #[error(
-        "the release sets the attribute {name}, which this device does not take: {}",
-        list(paths)
-    )]
+    #[error("it sets the attribute {name}, which this device does not take: {}", list(paths))]
     Xattr {
         /// The attribute.
         name: String,
@@ -77,6 +71,13 @@ pub fn check(manifest: &Manifest, config: &Config) -> Result<(), PolicyError> {
     xattrs(manifest, config)
 }
 
+/// Checks the manifest of a user's layer that somebody else made. Its whiteouts are meant.
+pub fn check_layer(manifest: &Manifest, config: &Config) -> Result<(), PolicyError> {
+    devices(manifest, config)?;
+    setuid(manifest, config)?;
+    xattrs(manifest, config)
+}
+
 /// No configuration allows these: a layer that holds one does not show it, but hides what
 /// lies below.
 fn whiteouts(manifest: &Manifest) -> Result<(), PolicyError> {
@@ -90,8 +91,11 @@ fn whiteouts(manifest: &Manifest) -> Result<(), PolicyError> {
 }
 
 fn devices(manifest: &Manifest, config: &Config) -> Result<(), PolicyError> {
-    let is_device = |entry: &Entry| {
-        matches!(manifest.inode(entry).kind, Kind::CharDevice(_) | Kind::BlockDevice(_))
+    let is_device = |entry: &Entry| match manifest.inode(entry).kind {
+        // A whiteout: in a release there is none.
+        Kind::CharDevice(device) => device.0 != 0,
+        Kind::BlockDevice(_) => true,
+        _ => false,
     };
     let found = || {
         manifest
@@ -218,7 +222,7 @@ mod tests {
         let error = check(&with, &Config::default()).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "device nodes are forbidden on this device, and the release holds 2: /null, /sda"
+            "device nodes are forbidden on this device, and it holds 2: /null, /sda"
         );
         check(&with, &config("devices = \"allow\"")).unwrap();
         check(&with, &config("devices = [\"/null\", \"/sda\"]")).unwrap();
@@ -265,7 +269,7 @@ mod tests {
         assert_eq!(
             said("setuid = \"deny\""),
             "programs with rights of their own (setuid, setgid, capabilities) are forbidden on \
-             this device, and the release holds 4: /ping, /su, /wall, /x"
+             this device, and it holds 4: /ping, /su, /wall, /x"
         );
         // The other name of an allowed program is not allowed by that.
         let error = said("setuid = [\"/su\", \"/wall\", \"/ping\"]");

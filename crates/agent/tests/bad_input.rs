@@ -78,7 +78,7 @@ fn device_nodes_are_forbidden_unless_allowed() {
     let error = upgrade_error(&lab);
     assert_eq!(
         whole(&error),
-        "device nodes are forbidden on this device, and the release holds 1: /usr/lib/null"
+        "device nodes are forbidden on this device, and it holds 1: /usr/lib/null"
     );
     assert_eq!(contents(&lab), 0, "nothing was fetched for it");
     lab.config = format!("[policy]\ndevices = [\"/usr/lib/null\"]\n{}", lab.config);
@@ -98,7 +98,9 @@ fn attributes_of_no_release_are_refused() {
     lab.publish("r2");
     let error = whole(&upgrade_error(&lab));
     assert!(
-        error.starts_with("the release sets the attribute trusted.surprise, which this device does not take: /usr/bin/tool"),
+        error.starts_with(
+            "it sets the attribute trusted.surprise, which this device does not take: /usr/bin/tool"
+        ),
         "{error}"
     );
 }

@@ -43,6 +43,7 @@ fn with_layers(config: &str, layers: &[&str]) -> Lab {
             title: String::new(),
             made_by: String::new(),
             captured_from: None,
+            signed_by: None,
             size: None,
         };
         let mut own = base.record.own.clone();

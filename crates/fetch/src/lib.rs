@@ -16,6 +16,7 @@
 //! | [`trust`] | The Update Framework's client and the durable trust state |
 //! | [`metadata`] | verified metadata and the documents that it names |
 //! | [`contents`] | contents out of packs into `incoming/` |
+//! | [`layer_file`] | a layer that somebody gave: signed, and a source to fetch from |
 //! | [`deltas`] | deltas: fetched in grains, applied into `incoming/` |
 //!
 //! Called by the update manager. Nothing here prints, exits or reads the environment.
@@ -24,6 +25,7 @@
 
 pub mod contents;
 pub mod deltas;
+pub mod layer_file;
 pub mod metadata;
 pub mod sources;
 pub mod transport;

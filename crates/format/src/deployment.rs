@@ -9,6 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{DeploymentName, LayerName, ReleaseDigest, ReleaseName};
+use crate::layer_file::LayerKey;
 use crate::path::TreePath;
 use crate::release::Kernel;
 
@@ -231,6 +232,9 @@ pub struct LayerRecord {
     /// counted. A list of layers need not walk them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+    /// The key of who made it, for a layer that was imported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<LayerKey>,
 }
 
 /// Where a layer comes from.

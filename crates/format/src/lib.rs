@@ -22,6 +22,7 @@
 //! | [`release`] | the release record that TUF signs |
 //! | [`delta`] | the deltas that are offered to a release |
 //! | [`deployment`] | the device's records of deployments and layers |
+//! | [`layer_file`] | a layer as one signed file |
 //! | [`selection`] | the one small file that says what boots |
 //! | [`probe`] | what is tried in its place: one stack once, or a search |
 
@@ -32,6 +33,7 @@ pub mod delta;
 pub mod deployment;
 mod escape;
 pub mod id;
+pub mod layer_file;
 pub mod manifest;
 pub mod pack;
 pub mod path;

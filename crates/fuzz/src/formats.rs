@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use varve_delta::{Contents, Delta, Limits, Sink, fuzzing};
 use varve_format::deployment::{DeploymentRecord, LayerRecord};
+use varve_format::layer_file::{LayerHeader, START, Start};
 use varve_format::manifest::Manifest;
 use varve_format::pack::PackIndex;
 use varve_format::release::ReleaseRecord;
@@ -47,6 +48,20 @@ pub(crate) fn deployment_record(bytes: &[u8]) {
 pub(crate) fn layer_record(bytes: &[u8]) {
     if let Ok(record) = LayerRecord::parse(bytes) {
         assert_eq!(LayerRecord::parse(record.to_text().as_bytes()).unwrap(), record);
+    }
+}
+
+/// The first 120 bytes are a file's start, the rest is its header.
+pub(crate) fn layer_file(bytes: &[u8]) {
+    let Some((start, header)) = bytes.split_first_chunk::<START>() else { return };
+    let at = u64::from_le_bytes(start[16..24].try_into().expect("8 bytes"));
+    if let Ok(parsed) = Start::parse(start, at.saturating_add(header.len() as u64)) {
+        assert_eq!(parsed.to_bytes(), *start);
+    }
+    if let Ok(parsed) = LayerHeader::parse(header, at) {
+        assert_eq!(LayerHeader::parse(&parsed.to_bytes(), at).unwrap(), parsed);
+        assert_eq!(parsed.places().unwrap().last().unwrap().range.end, at);
+        assert!(parsed.opaque().is_some());
     }
 }
 

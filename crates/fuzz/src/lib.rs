@@ -48,6 +48,7 @@ pub const TARGETS: &[Target] = &[
     fast("release_record", formats::release_record),
     fast("deployment_record", formats::deployment_record),
     fast("layer_record", formats::layer_record),
+    fast("layer_file", formats::layer_file),
     fast("selection", formats::selection),
     fast("config", formats::config),
     fast("history", formats::history),

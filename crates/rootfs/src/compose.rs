@@ -35,6 +35,12 @@ pub enum ComposeError {
         /// Where.
         path: TreePath,
     },
+    /// A directory would stand where the system has something else.
+    #[error("{path} is a directory in the layer and none in the system, which would lose it")]
+    NoDirectory {
+        /// Where.
+        path: TreePath,
+    },
     /// A hard link to something that the source did not bring before.
     #[error("{path} is a hard link to {target}, which the source does not hold before it")]
     LinkTarget {

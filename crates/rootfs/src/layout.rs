@@ -144,9 +144,15 @@ pub enum PlanError {
         /// Where.
         path: TreePath,
     },
-    /// The release has too deep a directory.
-    #[error("the release has a path deeper than {MAX_DEPTH} directories: {path}")]
+    /// Too deep a directory.
+    #[error("{path} is deeper than {MAX_DEPTH} directories")]
     Depth {
+        /// Where.
+        path: TreePath,
+    },
+    /// A layer is said to hide what lies below a directory that it does not have.
+    #[error("{path} is no directory of the layer, and is said to hide what lies below it")]
+    Opaque {
         /// Where.
         path: TreePath,
     },

@@ -7,6 +7,7 @@
 //!   merge           top layers of a stack -> one new layer -> the record replaced
 //!   own             the user's layers: made, laid over a deployment, taken off
 //!   compose         a directory, an archive, a package -> a layer over a stack
+//!   given           a layer as a manifest: exported and imported
 //!   collect         what no record and no mount names -> gone
 //!   state           what outlives releases
 //! ```
@@ -16,6 +17,7 @@
 pub mod collect;
 pub mod compose;
 mod fold;
+pub mod given;
 mod layer;
 pub mod layout;
 pub mod locate;

@@ -145,6 +145,7 @@ pub fn merge(
         title: newest.title,
         made_by: String::new(),
         captured_from: None,
+        signed_by: None,
         size: sizes(store, folded)?,
     };
     let staging = begin(store, name)?;

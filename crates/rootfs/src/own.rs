@@ -41,6 +41,10 @@ pub fn draft<'a>(store: &'a Store, name: &DeploymentName) -> Result<Draft<'a>, S
 }
 
 impl Draft<'_> {
+    pub(crate) fn store(&self) -> &Store {
+        self.store
+    }
+
     /// The empty directory that becomes the layer's tree.
     pub fn tree(&self) -> &Dir {
         &self.tree

@@ -332,6 +332,7 @@ impl Verified<'_> {
                 title: String::new(),
                 made_by: String::new(),
                 captured_from: None,
+                signed_by: None,
                 size: Some(plan.layer_bytes(manifest)),
             };
             write_layer_record(&staging.open_dir(LAYER)?, &layer)?;

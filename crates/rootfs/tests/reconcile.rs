@@ -1,5 +1,7 @@
 //! Changes under `/etc` brought from one release to the next.
 
+#![allow(clippy::disallowed_methods, reason = "scratch files of a test")]
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;

@@ -10,6 +10,7 @@ use varve_agent::tryout::TryError;
 use varve_agent::{DeviceError, Error};
 use varve_boot::transition::TransitionError;
 use varve_fetch::contents::ContentsError;
+use varve_fetch::layer_file::OpenError;
 use varve_fetch::metadata::DocumentError;
 use varve_fetch::{FetchError, Refusal as TrustRefusal, TrustError};
 use varve_rootfs::StoreError;
@@ -216,6 +217,19 @@ fn layer(error: &LayerError) -> (Exit, Option<String>) {
         LayerError::Room { .. } => "`varve collect` frees what nothing needs",
         LayerError::Command { .. } | LayerError::NoChange { .. } => "nothing was changed",
         LayerError::Title { .. } => return (Exit::Usage, None),
+        LayerError::File(OpenError::Unknown { key, .. }) => {
+            let hint = format!(
+                "ask whoever made it for the key, by a way you trust; if it is this one:\n\
+                 --trust {key}, or list it as `layer-keys` in the configuration"
+            );
+            return (Exit::Untrusted, Some(hint));
+        }
+        LayerError::File(OpenError::Read { .. }) => return (Exit::Failed, None),
+        LayerError::File(_) => {
+            let hint = "get the file again; nothing was changed";
+            return (Exit::Untrusted, Some(hint.to_owned()));
+        }
+        LayerError::Exists { .. } => "take another name, or remove it first",
         LayerError::NothingChanges | LayerError::Source { .. } | LayerError::Compose { .. } => {
             "nothing was changed"
         }

@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
+use varve_fetch::layer_file::OpenError;
 use varve_format::deployment::LayerKind;
 use varve_format::{LayerName, TreePath};
+use varve_pack::WriteError;
 use varve_rootfs::compose::ComposeError;
+use varve_rootfs::given::ScanError;
 use varve_rootfs::merge::FoldError;
 use varve_sys::SysError;
 
@@ -112,6 +115,36 @@ pub enum LayerError {
         /// Which.
         command: String,
     },
+    /// A layer file is not taken.
+    #[error(transparent)]
+    File(OpenError),
+    /// A layer cannot be told in a manifest.
+    #[error(transparent)]
+    Scan(ScanError),
+    /// A layer file could not be written.
+    #[error(transparent)]
+    Pack(WriteError),
+    /// More than the header of a layer file holds.
+    #[error("{count} directories of the layer hide others: more than a layer file can say")]
+    TooMany {
+        /// How many.
+        count: usize,
+    },
+    /// The file is there.
+    #[error("{path} is there already", path = path.display())]
+    Exists {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// This device's key cannot be used.
+    #[error("this device's key for layers cannot be used: {why}")]
+    Key {
+        /// Why.
+        why: &'static str,
+    },
+    /// What was written is not what was signed: the disk, or this program, is at fault.
+    #[error("what was written is not what the file holds; nothing of it is kept")]
+    NotAsSigned,
     /// The disk.
     #[error(transparent)]
     Sys(#[from] SysError),

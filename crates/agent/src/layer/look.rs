@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use jiff::Timestamp;
 use serde::Serialize;
 use varve_format::deployment::{LayerKind, ReleaseRef};
+use varve_format::layer_file::LayerKey;
 use varve_format::{DeploymentName, LayerName, TreePath};
 use varve_rootfs::resolve::Resolver;
 use varve_rootfs::space::Cost;
@@ -50,6 +51,8 @@ pub struct LayerStatus {
     pub created: Timestamp,
     /// How it came about; may be empty.
     pub made_by: String,
+    /// Who signed it, for one that was imported.
+    pub signed_by: Option<LayerKey>,
     /// The release it was made on, or shows.
     pub release: Option<ReleaseRef>,
     /// Where it is in the stack that boots next.
@@ -95,6 +98,7 @@ pub fn list(device: &Device) -> Result<Vec<LayerStatus>> {
             title: record.title,
             kind: record.kind,
             made_by: record.made_by,
+            signed_by: record.signed_by,
             release: record.release,
             place,
         };

@@ -84,7 +84,7 @@ impl Ready {
             .with("fetched", fetched)
             .with("reused", reused);
         promote(&device.store, writer, &observed, &deployment, Some(tries), record)?;
-        let collected = crate::collect::by_policy(device, writer, context)?;
+        let collected = crate::collect::by_policy(device, writer, true, context)?;
         Ok(Done {
             deployment: deployment.name().clone(),
             release: release.to_string(),

@@ -28,6 +28,7 @@ impl Disk {
                 title: String::new(),
                 made_by: String::new(),
                 captured_from: None,
+                signed_by: None,
                 size: Some(1000),
             };
             put(&tree.parent().unwrap().join("layer.toml"), &record.to_text());

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueHint};
 use varve_format::LayerName;
+use varve_format::layer_file::LayerKey;
 
 /// What to do about the user's own layers.
 #[derive(Debug, Subcommand)]
@@ -39,6 +40,22 @@ pub(crate) enum Layer {
         varve layer run editor -- sh -c 'apt-get update && apt-get install -y vim'")]
     Run(Run),
 
+    /// Write a layer into one file, signed with this device's key
+    ///
+    /// To be given to somebody else, who takes it with `varve layer import`. It holds all
+    /// that the layer holds: look with `varve layer diff` before you give it away. The key
+    /// is made the first time; tell it to whoever is to take your layers.
+    Export(Export),
+
+    /// Take a layer that somebody gave you
+    ///
+    /// The file must be signed with a key that is listed as `layer-keys` in the
+    /// configuration, named with --trust, or this device's own. What it may hold is what
+    /// `[policy]` allows.
+    #[command(after_help = "Example:\n  \
+        varve layer import games.varve --trust ed25519:3d40…")]
+    Import(Import),
+
     /// Mount a layer from the next boot on
     On(Switch),
 
@@ -62,13 +79,10 @@ pub(crate) struct Which {
     pub layer: String,
 }
 
-/// One layer, for the next boot.
+/// What every change of the layers can be asked.
 #[derive(Debug, Args)]
-pub(crate) struct Switch {
-    /// Its name or title: see `varve layer list`
-    pub layer: String,
-
-    /// Say what would be; change nothing
+pub(crate) struct Change {
+    /// Say what would be; a layer that is made is checked and thrown away
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
@@ -77,23 +91,35 @@ pub(crate) struct Switch {
     pub reboot: bool,
 }
 
+/// A layer that is made.
+#[derive(Debug, Args)]
+pub(crate) struct New {
+    /// For people: what is in it
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub title: String,
+
+    #[command(flatten)]
+    pub change: Change,
+}
+
+/// One layer, for the next boot.
+#[derive(Debug, Args)]
+pub(crate) struct Switch {
+    /// Its name or title: see `varve layer list`
+    pub layer: String,
+
+    #[command(flatten)]
+    pub change: Change,
+}
+
 /// See [`Layer::Capture`].
 #[derive(Debug, Args)]
 pub(crate) struct Capture {
     /// The layer's name
     pub name: LayerName,
 
-    /// For people: what is in it
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    pub title: String,
-
-    /// Copy and check it, then throw it away
-    #[arg(short = 'n', long)]
-    pub dry_run: bool,
-
-    /// Reboot into it
-    #[arg(long, conflicts_with = "dry_run")]
-    pub reboot: bool,
+    #[command(flatten)]
+    pub new: New,
 }
 
 /// See [`Layer::Add`].
@@ -107,17 +133,8 @@ pub(crate) struct Add {
     #[arg(long)]
     pub name: Option<LayerName>,
 
-    /// For people: what is in it
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    pub title: String,
-
-    /// Make and check it, then throw it away
-    #[arg(short = 'n', long)]
-    pub dry_run: bool,
-
-    /// Reboot into it
-    #[arg(long, conflicts_with = "dry_run")]
-    pub reboot: bool,
+    #[command(flatten)]
+    pub new: New,
 }
 
 /// See [`Layer::Run`].
@@ -126,17 +143,42 @@ pub(crate) struct Run {
     /// The layer's name
     pub name: LayerName,
 
-    /// For people: what is in it
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    pub title: String,
-
-    /// Run and check it, then throw away what it changed
-    #[arg(short = 'n', long)]
-    pub dry_run: bool,
+    #[command(flatten)]
+    pub new: New,
 
     /// The command; no shell is involved
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<String>,
+}
+
+/// See [`Layer::Export`].
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// Its name or title: see `varve layer list`
+    pub layer: String,
+
+    /// The file; there must be none of that name
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+}
+
+/// See [`Layer::Import`].
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// What `varve layer export` made
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+
+    /// Believe this key for this time, got from its owner by a way you trust
+    #[arg(long, value_name = "KEY")]
+    pub trust: Vec<LayerKey>,
+
+    /// The layer's name here [default: as its maker calls it]
+    #[arg(long)]
+    pub name: Option<LayerName>,
+
+    #[command(flatten)]
+    pub new: New,
 }
 
 /// See [`Layer::Move`].
@@ -162,9 +204,8 @@ pub(crate) struct Move {
     #[arg(long, value_name = "LAYER", group = "place")]
     pub below: Option<String>,
 
-    /// Say what would be; change nothing
-    #[arg(short = 'n', long)]
-    pub dry_run: bool,
+    #[command(flatten)]
+    pub change: Change,
 }
 
 /// See [`Layer::Rename`].

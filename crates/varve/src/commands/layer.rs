@@ -1,12 +1,15 @@
 //! `layer …`.
 
 use serde::Serialize;
-use varve_agent::layer::{self, Change, Changed, DiffEntry, LayerStatus, To};
+use varve_agent::layer::{self, Change, Changed, DiffEntry, Exported, LayerStatus, To};
+use varve_agent::upgrade::Context;
+use varve_agent::{Device, Writer};
 use varve_format::LayerName;
 use varve_term::Exit;
 
 use super::{Answer, Session, reboot};
-use crate::cli::layer::{Add, Capture, Layer, Move, Rename, Run, Which};
+use crate::cli::layer::{self as cli, Add, Capture, Export, Import, Layer, Move, New, Rename};
+use crate::cli::layer::{Run, Which};
 use crate::interrupt;
 use crate::show::layer as show;
 
@@ -18,17 +21,13 @@ pub(crate) fn run(session: &Session<'_>, command: &Layer) -> Answer {
         Layer::Capture(args) => capture(session, args),
         Layer::Add(args) => add(session, args),
         Layer::Run(args) => run_command(session, args),
-        Layer::On(args) => {
-            change(session, Change::On(args.layer.clone()), args.dry_run, args.reboot)
-        }
-        Layer::Off(args) => {
-            change(session, Change::Off(args.layer.clone()), args.dry_run, args.reboot)
-        }
-        Layer::Remove(args) => {
-            change(session, Change::Remove(args.layer.clone()), args.dry_run, args.reboot)
-        }
+        Layer::Export(args) => export(session, args),
+        Layer::Import(args) => import(session, args),
+        Layer::On(args) => change(session, Change::On(args.layer.clone()), &args.change),
+        Layer::Off(args) => change(session, Change::Off(args.layer.clone()), &args.change),
+        Layer::Remove(args) => change(session, Change::Remove(args.layer.clone()), &args.change),
         Layer::Move(args) => {
-            change(session, Change::Move(args.layer.clone(), to(args)), args.dry_run, false)
+            change(session, Change::Move(args.layer.clone(), to(args)), &args.change)
         }
         Layer::Rename(args) => rename(session, args),
     }
@@ -52,47 +51,71 @@ fn diff(session: &Session<'_>, which: &Which) -> Answer {
     Ok(Exit::Done)
 }
 
-fn capture(session: &Session<'_>, args: &Capture) -> Answer {
+/// Makes a layer, and lets the next boot try it.
+fn make<T: Serialize>(
+    session: &Session<'_>,
+    command: &str,
+    new: &New,
+    make: impl FnOnce(&Device, &Writer, &Context<'_>) -> varve_agent::Result<T>,
+    changed: impl FnOnce(&T) -> &Changed,
+    shown: impl FnOnce(&T) -> String,
+) -> Answer {
     let device = session.device()?;
-    let writer = device.lock("layer capture", session.now)?;
+    let writer = device.lock(command, session.now)?;
     interrupt::busy();
-    if !args.dry_run {
+    if !new.change.dry_run {
         varve_rootfs::stage::sweep(&device.store)?;
     }
-    let context = session.context();
-    let changed =
-        layer::capture(&device, &writer, &args.name, &args.title, args.dry_run, &context)?;
-    session.answer(&changed, show::changed)?;
+    let made = make(&device, &writer, &session.context())?;
+    session.answer(&made, shown)?;
     drop(writer);
-    finish(&changed, args.reboot)
+    finish(changed(&made), new.change.reboot)
+}
+
+fn capture(session: &Session<'_>, args: &Capture) -> Answer {
+    let Capture { name, new } = args;
+    let (title, dry_run) = (&new.title, new.change.dry_run);
+    let capture = |device: &Device, writer: &Writer, context: &Context<'_>| {
+        layer::capture(device, writer, name, title, dry_run, context)
+    };
+    make(session, "layer capture", new, capture, |changed| changed, show::changed)
 }
 
 fn add(session: &Session<'_>, args: &Add) -> Answer {
-    let device = session.device()?;
-    let writer = device.lock("layer add", session.now)?;
-    interrupt::busy();
-    if !args.dry_run {
-        varve_rootfs::stage::sweep(&device.store)?;
-    }
-    let (name, context) = (args.name.as_ref(), session.context());
-    let added =
-        layer::add(&device, &writer, name, &args.sources, &args.title, args.dry_run, &context)?;
-    session.answer(&added, show::added)?;
-    drop(writer);
-    finish(&added.changed, args.reboot)
+    let Add { sources, name, new } = args;
+    let (title, dry_run) = (&new.title, new.change.dry_run);
+    let add = |device: &Device, writer: &Writer, context: &Context<'_>| {
+        layer::add(device, writer, name.as_ref(), sources, title, dry_run, context)
+    };
+    make(session, "layer add", new, add, |added| &added.changed, show::added)
 }
 
 fn run_command(session: &Session<'_>, args: &Run) -> Answer {
+    let Run { name, new, command } = args;
+    let (title, dry_run) = (&new.title, new.change.dry_run);
+    let run = |device: &Device, writer: &Writer, context: &Context<'_>| {
+        layer::run(device, writer, name, title, command, dry_run, context)
+    };
+    make(session, "layer run", new, run, |changed| changed, show::changed)
+}
+
+fn import(session: &Session<'_>, args: &Import) -> Answer {
+    let Import { file, trust, name, new } = args;
+    let (name, title, dry_run) = (name.as_ref(), &new.title[..], new.change.dry_run);
+    let import = layer::Import { file, trust, name, title, dry_run };
+    let import = |device: &Device, writer: &Writer, context: &Context<'_>| {
+        layer::import(device, writer, &import, context)
+    };
+    make(session, "layer import", new, import, |imported| &imported.changed, show::imported)
+}
+
+fn export(session: &Session<'_>, args: &Export) -> Answer {
     let device = session.device()?;
-    let writer = device.lock("layer run", session.now)?;
+    let writer = device.lock("layer export", session.now)?;
     interrupt::busy();
-    if !args.dry_run {
-        varve_rootfs::stage::sweep(&device.store)?;
-    }
-    let (title, context) = (&args.title, session.context());
-    let changed =
-        layer::run(&device, &writer, &args.name, title, &args.command, args.dry_run, &context)?;
-    session.answer(&changed, show::changed)?;
+    let exported: Exported =
+        layer::export(&device, &writer, &args.layer, &args.file, &session.context())?;
+    session.answer(&exported, show::exported)?;
     Ok(Exit::Done)
 }
 
@@ -105,16 +128,16 @@ fn to(args: &Move) -> To {
     }
 }
 
-fn change(session: &Session<'_>, change: Change, dry_run: bool, and_reboot: bool) -> Answer {
+fn change(session: &Session<'_>, change: Change, args: &cli::Change) -> Answer {
     let device = session.device()?;
     let writer = device.lock("layer", session.now)?;
-    if !dry_run {
+    if !args.dry_run {
         varve_rootfs::stage::sweep(&device.store)?;
     }
-    let changed = layer::change(&device, &writer, &change, dry_run, &session.context())?;
+    let changed = layer::change(&device, &writer, &change, args.dry_run, &session.context())?;
     session.answer(&changed, show::changed)?;
     drop(writer);
-    finish(&changed, and_reboot)
+    finish(&changed, args.reboot)
 }
 
 fn finish(changed: &Changed, and_reboot: bool) -> Answer {

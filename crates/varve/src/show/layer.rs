@@ -1,7 +1,7 @@
 //! What `layer …` says.
 
 use varve_agent::layer::check::SwitchedOff;
-use varve_agent::layer::{Added, Changed, DiffEntry, LayerStatus, Place, What};
+use varve_agent::layer::{Added, Changed, DiffEntry, Exported, Imported, LayerStatus, Place, What};
 use varve_format::deployment::OwnLayer;
 use varve_term::Columns;
 use varve_term::human::{bytes, plural};
@@ -51,6 +51,7 @@ pub(crate) fn one(layer: &LayerStatus) -> String {
     line("state", place(&layer.place));
     line("made", layer.created.strftime("%Y-%m-%d %H:%M UTC").to_string());
     line("by", layer.made_by.clone());
+    line("signed", layer.signed_by.map(|key| key.to_string()).unwrap_or_default());
     let release = layer.release.as_ref().map(|release| release.name.to_string());
     line("on", release.unwrap_or_default());
     let (total, alone) = (bytes(layer.cost.total), bytes(layer.cost.alone));
@@ -127,6 +128,33 @@ pub(crate) fn added(added: &Added) -> String {
         });
     }
     text + &changed(&added.changed)
+}
+
+pub(crate) fn exported(exported: &Exported) -> String {
+    let Exported { layer, file, bytes: size, paths, key, new_key } = exported;
+    let made = if *new_key { ", which was made now" } else { "" };
+    let paths = plural(*paths, "path", "paths");
+    format!(
+        "{layer}: {paths} in {}, {}.\n\
+         Signed with this device's key{made}: {key}\n\
+         Whoever takes it needs that key from you by another way: \
+         `varve layer import FILE --trust KEY`.\n",
+        file.display(),
+        bytes(*size)
+    )
+}
+
+pub(crate) fn imported(imported: &Imported) -> String {
+    let name = imported.changed.layer.as_ref().map(ToString::to_string).unwrap_or_default();
+    let paths = plural(imported.paths, "path", "paths");
+    let (size, key) = (bytes(imported.bytes), imported.key);
+    let mut text = format!("{name}: {paths}, {size}, signed by {key}.\n");
+    if imported.other_release {
+        let release = imported.made_on.as_ref().map(|release| release.name.to_string());
+        let release = release.unwrap_or_else(|| "another system".to_owned());
+        text.push_str(&format!("It was made on {release}, which is not what boots here.\n"));
+    }
+    text + &changed(&imported.changed)
 }
 
 pub(crate) fn renamed(answer: &Renamed) -> String {

@@ -15,6 +15,8 @@ fn layer(name: &str, kind: LayerKind, place: Place) -> LayerStatus {
         kind,
         created: "2026-11-23T14:00:00Z".parse().unwrap(),
         made_by: "add games.tar.xz".to_owned(),
+        signed_by: (kind == LayerKind::Extension)
+            .then_some(varve_format::layer_file::LayerKey([7; 32])),
         release: None,
         place,
         cost: Cost { total: 12_345_678, alone: 2_000_000 },
@@ -37,6 +39,40 @@ fn lists() {
         DiffEntry { path: path("usr/bin/vi"), what: What::Removed },
     ];
     insta::assert_snapshot!([list(&layers), one(&layers[0]), super::diff(&diff)].join("---\n"));
+}
+
+#[test]
+fn files() {
+    let key = varve_format::layer_file::LayerKey([7; 32]);
+    let mut given = Exported {
+        layer: "games".parse().unwrap(),
+        file: "/media/stick/games.varve".into(),
+        bytes: 1_234_567,
+        paths: 12,
+        key,
+        new_key: true,
+    };
+    let first = exported(&given);
+    given.new_key = false;
+    let taken = Imported {
+        changed: Changed {
+            dry_run: false,
+            deployment: Some("debian-13.2+5".parse().unwrap()),
+            layer: Some("games".parse().unwrap()),
+            before: Vec::new(),
+            after: vec![OwnLayer::on("games".parse().unwrap())],
+            switched_off: Vec::new(),
+            reconciled: Vec::new(),
+            tries: 3,
+        },
+        paths: 12,
+        bytes: 3_456_789,
+        key,
+        made_on: None,
+        other_release: true,
+    };
+    let other = one(&layer("broken", LayerKind::Extension, Place::On));
+    insta::assert_snapshot!([first, exported(&given), imported(&taken), other].join("---\n"));
 }
 
 #[test]
