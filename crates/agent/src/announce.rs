@@ -10,13 +10,15 @@
 //!
 //! Whoever takes the right to change the device next settles what a cut left: the sign
 //! says whether the act was done, and so whether the line is true. In between nobody but
-//! the boot stage changes anything, and it does nothing but spend tries: each takes one
-//! from the tries and adds one to the generation, so the selection alone tells.
+//! the boot stage changes anything. Of the selection it does nothing but spend tries: each
+//! takes one from the tries and adds one to the generation, so the selection alone tells.
+//! It spends a probe too, and adds an answer to a search.
 //!
 //! On a full disk there may be no announcement: the act counts more than its line.
 
 use serde::{Deserialize, Serialize};
 use varve_format::deployment::Stack;
+use varve_format::probe::{Answer, AskedBy, BISECT, Bisect, MAX_TEXT as MAX_FILE, PROBE, Probe};
 use varve_format::selection::Selection;
 use varve_format::{DeploymentName, LayerName};
 use varve_rootfs::{Deployment, Store, StoreError};
@@ -61,10 +63,30 @@ pub(crate) enum Sign {
         /// Whether.
         pinned: bool,
     },
-    /// One of these deployments is gone.
+    /// Nothing stands here any more.
     Gone {
-        /// Which.
-        deployments: Vec<DeploymentName>,
+        /// Below the state root.
+        path: String,
+    },
+    /// The running system asked for a probe of this; boots may have spent it since. No
+    /// such probe was there before.
+    Probing {
+        /// Of which deployment.
+        deployment: DeploymentName,
+        /// Its layers that are left out.
+        off: Vec<LayerName>,
+    },
+    /// A search goes on, and none did before.
+    Searching {
+        /// Of which deployment.
+        deployment: DeploymentName,
+    },
+    /// A search has this answer.
+    Answered {
+        /// How many came before it.
+        after: usize,
+        /// The answer.
+        answer: Answer,
     },
 }
 
@@ -112,13 +134,31 @@ impl Sign {
             Self::Pinned { deployment, pinned } => {
                 Ok(store.deployment(deployment)?.pinned == *pinned)
             }
-            Self::Gone { deployments } => {
-                let here = store.deployments()?.items;
-                let is_here = |name| here.iter().any(|deployment| deployment.name() == name);
-                Ok(!deployments.iter().all(is_here))
+            Self::Gone { path } => {
+                let (dir, name) = path.rsplit_once('/').unwrap_or((".", path));
+                Ok(store.dir().open_dir(dir)?.stat_opt(name)?.is_none())
+            }
+            Self::Probing { deployment, off } => {
+                let bytes = store.boot().read_opt(PROBE, MAX_FILE)?;
+                let probe = bytes.and_then(|bytes| Probe::parse(&bytes).ok());
+                Ok(probe.is_some_and(|probe| {
+                    probe.by == AskedBy::Strip
+                        && (&probe.deployment, &probe.off) == (deployment, off)
+                }))
+            }
+            Self::Searching { deployment } => {
+                Ok(search(store)?.is_some_and(|search| search.deployment == *deployment))
+            }
+            Self::Answered { after, answer } => {
+                Ok(search(store)?.is_some_and(|search| search.answers.get(*after) == Some(answer)))
             }
         }
     }
+}
+
+fn search(store: &Store) -> Result<Option<Bisect>, StoreError> {
+    let bytes = store.boot().read_opt(BISECT, MAX_FILE)?;
+    Ok(bytes.and_then(|bytes| Bisect::parse(&bytes).ok()))
 }
 
 fn parts(stack: &Stack) -> Vec<LayerName> {
@@ -145,6 +185,7 @@ pub(crate) fn told<T, E: From<SysError>>(
     match history::append(store.dir(), &record) {
         // The line stands in the announcement, and is appended when there is room.
         Err(error) if announced && error.is_no_space() => return Ok(done),
+        Err(error) if error.is_no_space() => {}
         appended => appended?,
     }
     store.dir().remove_all(FILE)?;

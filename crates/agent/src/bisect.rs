@@ -11,16 +11,17 @@
 
 use serde::Serialize;
 use varve_boot::bisect::{self, Finding, Next};
-use varve_format::probe::{BISECT, Bisect, Judge, MAX_TEXT, Verdict, Way};
+use varve_format::probe::{Answer, BISECT, Bisect, Judge, MAX_TEXT, Verdict, Way};
 use varve_format::{DeploymentName, LayerName};
 use varve_rootfs::Store;
 use varve_sys::{Dir, SysError, durable};
 
+use crate::announce::{self, Sign};
 use crate::config::HealthCheck;
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
 use crate::health::Outcome;
-use crate::history::{self, Event, Record};
+use crate::history::{Event, Record};
 use crate::observe::Observed;
 use crate::strip::{self, StripError, list};
 use crate::upgrade::Context;
@@ -66,11 +67,15 @@ pub fn begin(
         answers: Vec::new(),
     };
     strip::forget_probe(&device.store)?;
-    write(&device.store, &search)?;
+    // By this the search that is written is known from one that stood here.
+    remove(&device.store)?;
     let record = Record::new(context.now, Event::Search)
         .with("deployment", name)
         .with("layers", search.layers.len());
-    history::append(device.store.dir(), &record)?;
+    let sign = Sign::Searching { deployment: name.clone() };
+    announce::told(&device.store, record, sign, |_| -> Result<()> {
+        Ok(write(&device.store, &search)?)
+    })?;
     Ok(search)
 }
 
@@ -122,16 +127,19 @@ pub fn answer(
 ) -> Result<Judged> {
     let mut search = read(&device.store)?.ok_or(StripError::NoSearch)?;
     let running = search.running.clone().ok_or(StripError::NotRunning)?;
+    let answer = Answer { off: running.clone(), verdict, why: why.to_owned() };
+    let sign = Sign::Answered { after: search.answers.len(), answer };
     bisect::answer(&mut search, verdict, why);
     let again = matches!(bisect::next(&search), Next::Probe(_));
-    write(&device.store, &search)?;
     let off = search.names(&running);
     let record = Record::new(context.now, Event::Search)
         .with("deployment", &search.deployment)
         .with("off", list(&off))
         .with("verdict", verdict)
         .with("why", why);
-    history::append(device.store.dir(), &record)?;
+    announce::told(&device.store, record, sign, |_| -> Result<()> {
+        Ok(write(&device.store, &search)?)
+    })?;
     Ok(Judged { off, verdict, why: why.to_owned(), again })
 }
 

@@ -1,6 +1,7 @@
 //! Which deployments stay, and the deletion of the rest.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::Path;
 
 use varve_format::DeploymentName;
@@ -11,7 +12,7 @@ use varve_rootfs::collect::{self, CollectPlan, Keep};
 use crate::announce::{self, Sign};
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
-use crate::history::{self, Event, Record};
+use crate::history::{Event, Record};
 use crate::observe::Observed;
 use crate::ps;
 use crate::rejected::Rejected;
@@ -82,13 +83,14 @@ pub fn execute(
     let record = Record::new(context.now, Event::Collect)
         .with("deployments", names(&plan.deployments))
         .with("bytes", plan.bytes);
-    if plan.deployments.is_empty() {
-        collect::execute(&device.store, plan)?;
-        // A disk that was full may be so for the history still: what counts is done.
-        let _ = history::append(device.store.dir(), &record);
-        return Ok(());
-    }
-    let sign = Sign::Gone { deployments: plan.deployments.clone() };
+    // What goes first: see `collect::execute`.
+    let in_dir = |dir: &str, name: &dyn fmt::Display| format!("{dir}/{name}");
+    let deployment = plan.deployments.first().map(|name| in_dir("deployments", name));
+    let layer = || plan.layers.first().map(|name| in_dir("layers", name));
+    let tree = || plan.trees.first().map(|name| in_dir("trees", name));
+    let content = || plan.incoming.first().map(|name| in_dir("incoming", name));
+    let path = deployment.or_else(layer).or_else(tree).or_else(content).unwrap_or_default();
+    let sign = Sign::Gone { path };
     announce::told(&device.store, record, sign, |_| Ok(collect::execute(&device.store, plan)?))
 }
 

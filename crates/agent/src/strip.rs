@@ -18,10 +18,11 @@ use varve_rootfs::own::{Restack, restack};
 use varve_rootfs::{Deployment, Store};
 use varve_sys::{SysError, durable};
 
+use crate::announce::{self, Sign};
 use crate::bisect;
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
-use crate::history::{self, Event, Record};
+use crate::history::{Event, Record};
 use crate::observe::Observed;
 use crate::upgrade::{self, Context};
 
@@ -126,17 +127,21 @@ pub fn off_once(
     context: &Context<'_>,
 ) -> Result<()> {
     bisect::remove(&device.store)?;
+    // By this the probe that is written is known from one that stood here.
+    forget_probe(&device.store)?;
     if off.is_empty() {
-        return Ok(forget_probe(&device.store)?);
+        return Ok(());
     }
     let record = Record::new(context.now, Event::Strip)
         .with("deployment", deployment)
         .with("off", list(&off))
         .with("kept", false);
+    let sign = Sign::Probing { deployment: deployment.clone(), off: off.clone() };
     let probe = Probe { deployment: deployment.clone(), off, by: AskedBy::Strip, tries: 1 };
     let text = probe.to_text();
-    durable::replace_file(device.store.boot(), PROBE, text.as_bytes(), 0o644)?;
-    Ok(history::append(device.store.dir(), &record)?)
+    announce::told(&device.store, record, sign, |_| {
+        Ok(durable::replace_file(device.store.boot(), PROBE, text.as_bytes(), 0o644)?)
+    })
 }
 
 /// What was kept.
@@ -183,8 +188,15 @@ pub fn switch_off(
     let own: Vec<OwnLayer> = old.record.own.iter().map(is_off).collect();
     // What lies there already needs no second record.
     let same = base.name() != old.name() && own == base.record.own;
+    // A cut came between the promotion and the end of this.
+    let again = observed.latest().filter(|latest| {
+        let like = (&latest.record.stack, &latest.record.own) == (&base.record.stack, &own);
+        like && !latest.confirmed && latest.name() != old.name()
+    });
     let new = if same {
         base.clone()
+    } else if let Some(again) = again {
+        again.clone()
     } else {
         let change = Restack {
             base,

@@ -111,6 +111,13 @@ fn what_works_is_kept_and_nothing_is_deleted() {
     assert!(device.store.layer(&"games".parse().unwrap()).is_ok(), "the layer is still here");
     assert!(strip::read_probe(&device.store).unwrap().is_none());
     assert_eq!(lab.boot(false), "with-games.stripped");
+    // Given again, as after a cut behind the promotion: the same one, and no other.
+    let again = with_context(&Cancel::new(), |context| {
+        let (name, off) = (&kept.from, names(&["games"]));
+        let observed = Observed::look(&device).unwrap();
+        strip::switch_off(&device, &writer, &observed, name, off, context)
+    });
+    assert_eq!(again.unwrap().deployment, kept.deployment);
     drop(writer);
     assert!(matches!(lab.after_boot(), AfterBoot::Confirmed { .. }));
 }
