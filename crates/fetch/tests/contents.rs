@@ -5,6 +5,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -374,6 +375,46 @@ fn a_stick_that_is_pulled_out_is_followed_by_the_next_source() {
         vec![Arc::new(DirTransport::new(&stick)), http(&server.url)];
     case.fetch(&Sources::new(list, hasty())).1.unwrap();
     case.complete();
+}
+
+/// A stick whose every pack `make` replaced: it is passed over for the next source, or when
+/// there is none, why is said.
+fn hostile_stick(make: impl Fn(&Path), why: &str) {
+    let case = Case::new();
+    let stick = case.world.temp.path().join("stick");
+    std::fs::create_dir_all(stick.join("metadata")).unwrap();
+    for pack in &case.record.packs {
+        let path = stick.join(pack.path());
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        make(&path);
+    }
+    let stick: Arc<dyn Transport> = Arc::new(DirTransport::new(&stick));
+    let alone = case.fetch(&Sources::new(vec![Arc::clone(&stick)], hasty()));
+    let said = chain(&alone.1.unwrap_err());
+    assert!(said.contains(why), "{said}");
+    let server = Server::good(&case.world.path());
+    case.fetch(&Sources::new(vec![stick, http(&server.url)], hasty())).1.unwrap();
+    case.complete();
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[test]
+fn a_pipe_on_a_stick_is_not_waited_for() {
+    let mode = rustix::fs::Mode::from_raw_mode(0o644);
+    let fifo = rustix::fs::FileType::Fifo;
+    hostile_stick(
+        |path| rustix::fs::mknodat(rustix::fs::CWD, path, fifo, mode, 0).unwrap(),
+        "it is not a regular file",
+    );
+}
+
+#[test]
+fn a_link_on_a_stick_is_not_followed() {
+    hostile_stick(|path| std::os::unix::fs::symlink("/etc/hostname", path).unwrap(), "symbolic");
 }
 
 /// Cancels after so many bytes.

@@ -1,10 +1,14 @@
 //! A repository in a directory: on this machine, a network share or a USB stick.
+//!
+//! Who made the directory may be hostile: nothing but a regular file below it is opened,
+//! no link is followed, and no pipe is waited for.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
+use varve_sys::Dir;
 use varve_sys::task::Cancel;
 
 use super::{Body, ReadBody, Transport, TransportError};
@@ -40,12 +44,9 @@ impl Transport for DirTransport {
         if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(TransportError::Missing);
         }
-        let mut file = File::open(self.path.join(relative)).map_err(|error| self.opening(error))?;
-        let status = file.metadata().map_err(TransportError::Io)?;
-        if !status.is_file() {
-            return Err(TransportError::Missing);
-        }
-        let total = status.len();
+        let opened = Dir::open(&self.path).and_then(|dir| dir.open_file(relative));
+        let mut file = opened.map_err(|error| self.opening(error.source))?;
+        let total = file.metadata().map_err(TransportError::Io)?.len();
         let (first, more) = match ranges.split_first() {
             Some((first, more)) => (first.clone(), more.to_vec()),
             None => (0..total, Vec::new()),
