@@ -137,8 +137,8 @@ pub fn execute(store: &Store, plan: &CollectPlan) -> Result<(), SysError> {
 /// The range that was being read when a process ended.
 const UNDER_WAY: &str = "under-way";
 
-/// Digests in incoming/ (and parts of them, `<digest>.<length>.part`), documents and the
-/// range under way that nobody needs.
+/// Digests in incoming/ (and parts of them, `<digest>.<length>.part`), documents, deltas and
+/// the range under way that nobody needs.
 /// What has another name is not ours and stays.
 fn unneeded_incoming(
     store: &Store,
@@ -151,7 +151,8 @@ fn unneeded_incoming(
             names.push(name.to_owned());
             continue;
         }
-        let whose = match name.strip_suffix(".part").or_else(|| name.strip_suffix(".document")) {
+        let half = [".part", ".document", ".delta"].into_iter();
+        let whose = match half.filter_map(|end| name.strip_suffix(end)).next() {
             Some(part) => part.split('.').next().unwrap_or(part),
             None => name,
         };

@@ -110,6 +110,23 @@ fn keep(newest: usize) -> Keep {
     Keep { newest, incoming: Some(BTreeSet::new()), ..Keep::default() }
 }
 
+/// Downloads under way go, whatever they are of; what has a name of no kind of ours stays.
+#[test]
+fn what_is_half_fetched_is_collected() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::create(&Dir::open(folder.path()).unwrap()).unwrap();
+    let digest = "5".repeat(64);
+    let ours = ["", ".70000.part", ".document", ".delta"].map(|end| format!("{digest}{end}"));
+    for name in ours.iter().map(String::as_str).chain(["under-way", "not-ours"]) {
+        store.incoming().create_file(name, 0o600).unwrap();
+    }
+    let plan = collect::plan(&store, &keep(2)).unwrap();
+    assert_eq!(plan.incoming.len(), 5, "{plan:?}");
+    collect::execute(&store, &plan).unwrap();
+    let left = store.incoming().names().unwrap();
+    assert_eq!(left.iter().map(|name| &*name.name).collect::<Vec<_>>(), ["not-ours"]);
+}
+
 #[test]
 fn what_a_kept_deployment_stands_on_stays() {
     if !support::is_root("what_a_kept_deployment_stands_on_stays") {
