@@ -31,6 +31,15 @@ const TEST: &[Need] = &[
     Need("/usr/sbin/nginx", "nginx-light"),
 ];
 
+/// For the power-cut rig: file systems to cut.
+const POWERCUT: &[Need] = &[
+    Need("/usr/sbin/mkfs.ext4", "e2fsprogs"),
+    Need("/usr/sbin/mkfs.xfs", "xfsprogs"),
+    Need("/usr/bin/btrfs", "btrfs-progs"),
+    Need("/usr/bin/unshare", "util-linux"),
+    Need("/usr/sbin/losetup", "mount"),
+];
+
 /// The peers of the benchmarks.
 const BENCH: &[Need] = &[Need("/usr/bin/ostree", "ostree"), Need("/usr/bin/time", "time")];
 
@@ -41,6 +50,7 @@ pub(crate) enum For {
     FastTests,
     Lab,
     Bench,
+    PowerCut,
 }
 
 impl For {
@@ -49,6 +59,7 @@ impl For {
             Self::Build => BUILD.iter().collect(),
             Self::FastTests => BUILD.iter().chain(TEST).collect(),
             Self::Lab => BUILD.iter().chain(TEST).chain(LAB).collect(),
+            Self::PowerCut => BUILD.iter().chain(POWERCUT).collect(),
             Self::Bench => BUILD.iter().chain(TEST).chain(LAB).chain(BENCH).collect(),
         }
     }

@@ -31,6 +31,9 @@ struct Arguments {
     /// File systems, separated by commas; all that the kernel has when left out.
     #[arg(long, value_delimiter = ',')]
     fs: Vec<String>,
+    /// Leave out those of --fs that this kernel does not have; else they are an error.
+    #[arg(long)]
+    present: bool,
     /// Scenarios, separated by commas; all when left out.
     #[arg(long, value_delimiter = ',')]
     scenario: Vec<String>,
@@ -114,7 +117,7 @@ fn work(arguments: &Arguments) -> Result<bool> {
     if let Some(file) = &arguments.replay {
         return replayed(file, place);
     }
-    let file_systems = file_systems(&arguments.fs)?;
+    let file_systems = file_systems(arguments)?;
     let scenarios = if arguments.scenario.is_empty() {
         scenario::all()
     } else {
@@ -138,12 +141,17 @@ fn work(arguments: &Arguments) -> Result<bool> {
     }
 }
 
-fn file_systems(names: &[String]) -> Result<Vec<&'static FileSystem>> {
-    if !names.is_empty() {
-        return names.iter().map(|name| FileSystem::named(name)).collect();
+fn file_systems(arguments: &Arguments) -> Result<Vec<&'static FileSystem>> {
+    let names = &arguments.fs;
+    let named: Vec<&FileSystem> = match names.is_empty() {
+        true => FILE_SYSTEMS.iter().collect(),
+        false => names.iter().map(|name| FileSystem::named(name)).collect::<Result<_>>()?,
+    };
+    if !names.is_empty() && !arguments.present {
+        return Ok(named);
     }
     let (here, absent): (Vec<_>, Vec<&FileSystem>) =
-        FILE_SYSTEMS.iter().partition(|fs| fs.is_in_kernel());
+        named.into_iter().partition(|fs| fs.is_in_kernel());
     for fs in absent {
         say!("{}: not in this kernel, left out", fs.name);
     }

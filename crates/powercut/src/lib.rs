@@ -8,6 +8,7 @@
 //! scenario   what happens on the disk, and what must hold after a cut
 //!   primitives   the durable functions themselves
 //!   lives        upgrade, trial, roll back, merge ...: on machine and releases
+//!   layered      own layers: capture, remove, strip, bisect; reset
 //! run        records once, judges thousands of states, goes into recoveries again
 //! kept       a failing state as one file
 //! faults     the safety steps taken out one by one: each must be noticed
@@ -18,12 +19,14 @@
 
 #![forbid(unsafe_code)]
 
+mod acts;
 pub mod device;
 pub mod disk;
 mod error;
 #[cfg(feature = "faults")]
 pub mod faults;
 pub mod kept;
+pub mod layered;
 pub mod lives;
 pub mod log;
 pub mod machine;
@@ -32,5 +35,6 @@ pub mod releases;
 pub mod run;
 pub mod scenario;
 pub mod states;
+mod user;
 
 pub use error::{Result, RigError, chain};

@@ -20,7 +20,6 @@ use jiff::Timestamp;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use serde_json::Value;
-use varve_agent::collect;
 use varve_agent::device::{Device, Places, Writer};
 use varve_agent::history::{self, Line};
 use varve_agent::upgrade::Context;
@@ -37,6 +36,7 @@ use varve_sys::cmdline::CommandLine;
 use varve_sys::mountinfo::parse_mountinfo;
 use varve_sys::task::{Cancel, Silent};
 
+use crate::acts;
 use crate::error::chain;
 use crate::scenario::{Finding, Site};
 
@@ -307,8 +307,7 @@ impl Machine<'_> {
         let _alone = BOOTED.write().unwrap_or_else(PoisonError::into_inner);
         let device = Device::open(self.at_rest()).map_err(words)?;
         let writer = device.lock("powercut", self.now).map_err(words)?;
-        let plan = collect::plan(&device, true).map_err(words)?;
-        collect::execute(&device, &writer, &plan, &self.context()).map_err(words)
+        acts::collected(self, &device, &writer)
     }
 }
 

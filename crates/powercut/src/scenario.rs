@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::error::{Result, RigError};
+use crate::layered::LAYERED;
 use crate::lives::LIVES;
 use crate::primitives::Primitives;
 
@@ -75,7 +76,9 @@ pub trait Scenario: Send + Sync {
 /// All scenarios.
 pub fn all() -> Vec<Box<dyn Scenario>> {
     let lives = LIVES.iter().map(|life| Box::new(*life) as Box<dyn Scenario>);
-    std::iter::once(Box::new(Primitives) as Box<dyn Scenario>).chain(lives).collect()
+    let layered = LAYERED.iter().map(|one| Box::new(*one) as Box<dyn Scenario>);
+    let primitives = std::iter::once(Box::new(Primitives) as Box<dyn Scenario>);
+    primitives.chain(layered).chain(lives).collect()
 }
 
 /// Finds one by its name.

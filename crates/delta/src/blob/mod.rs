@@ -13,7 +13,6 @@
 
 #[cfg(feature = "make")]
 pub(crate) mod align;
-pub(crate) mod frame;
 mod project;
 mod text;
 
@@ -111,17 +110,17 @@ impl BlobCoder {
         }
     }
 
-    /// Codes `new`; its length is known to both sides. Returns the blocks.
+    /// Codes `new`; its length is known to both sides.
     pub(crate) fn code<C: Coder>(
         &mut self,
         coder: &mut C,
         old: Option<Reference<'_>>,
         alignment: &Alignment,
         new: &mut [u8],
-    ) -> Result<Vec<Block>, BadBlocks> {
+    ) -> Result<(), BadBlocks> {
         let Some(old) = old else {
             self.text.gap(&self.tables, coder, new, 0, new.len());
-            return if coder.overran() { Err(BadBlocks) } else { Ok(Vec::new()) };
+            return if coder.overran() { Err(BadBlocks) } else { Ok(()) };
         };
         let moved = self.moved(coder, old.anatomy, &alignment.moved);
         let blocks = self.blocks(coder, &alignment.blocks, old.bytes.len(), new.len())?;
@@ -148,7 +147,7 @@ impl BlobCoder {
         if at < new.len() {
             self.text.gap(&self.tables, coder, new, at, new.len());
         }
-        if coder.overran() { Err(BadBlocks) } else { Ok(blocks) }
+        if coder.overran() { Err(BadBlocks) } else { Ok(()) }
     }
 
     fn moved<C: Coder>(

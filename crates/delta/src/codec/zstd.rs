@@ -1,8 +1,4 @@
-//! Zstandard frames (RFC 8878): by libzstd, and by what their encoder chose ([`frame`]).
-
-mod bits;
-mod entropy;
-pub(crate) mod frame;
+//! Zstandard frames (RFC 8878), by libzstd.
 
 use std::io::{Read, Write};
 
