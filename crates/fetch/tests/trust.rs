@@ -40,6 +40,34 @@ fn a_good_repository_is_followed() {
 }
 
 #[test]
+fn what_is_saved_and_named_again_is_not_fetched_again() {
+    let world = World::new();
+    world.release("a", &[("etc/a", b"one")], 4096, day(1));
+    let server = Server::good(&world.path());
+    let sources = || Sources::new(vec![http(&server.url)], hasty());
+    let asked = |earlier: usize| {
+        let log = server.log();
+        log[earlier..].iter().map(|request| request.path.clone()).collect::<Vec<_>>()
+    };
+    refresh(&world, &sources(), day(2)).unwrap();
+    let first = server.log().len();
+    let again = refresh(&world, &sources(), day(2)).unwrap();
+    assert!(!again.news && names(&again) == ["a"]);
+    assert_eq!(asked(first), ["metadata/2.root.json", "metadata/timestamp.json"]);
+    // Signed anew, the list of releases is still the same one.
+    let second = server.log().len();
+    let roles = [Role::Snapshot, Role::Timestamp];
+    world.repository.refresh(Some(&roles), &world.keys, day(3), false).unwrap();
+    assert!(refresh(&world, &sources(), day(3)).unwrap().news);
+    let after = asked(second);
+    assert!(after.iter().any(|path| path.ends_with("snapshot.json")), "{after:?}");
+    assert!(!after.iter().any(|path| path.ends_with("targets.json")), "{after:?}");
+    // What is new is fetched.
+    world.release("b", &[("etc/a", b"two")], 4096, day(4));
+    assert_eq!(names(&refresh(&world, &sources(), day(4)).unwrap()), ["b", "a"]);
+}
+
+#[test]
 fn bad_signature() {
     let world = World::new();
     refresh(&world, &world.sources(), day(1)).unwrap();
