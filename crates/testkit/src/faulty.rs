@@ -7,13 +7,15 @@
 //!                                     many bytes in all
 //! ```
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// What to do with one request.
 #[derive(Clone, Debug)]
@@ -105,6 +107,47 @@ struct Shared {
     moved: AtomicU64,
     link: Mutex<Link>,
     cuts: AtomicU64,
+    /// Large files that have been at rest for a while, with when they changed.
+    large: Mutex<HashMap<PathBuf, (SystemTime, File)>>,
+}
+
+/// A file in memory.
+#[derive(Clone)]
+struct File {
+    bytes: Arc<Vec<u8>>,
+    tag: String,
+}
+
+impl File {
+    fn new(bytes: Vec<u8>) -> Self {
+        let tag = format!("\"{}\"", varve_format::Sha256Digest::of(&bytes).short());
+        Self { bytes: Arc::new(bytes), tag }
+    }
+}
+
+/// What is read again for each request: anything smaller, or that changed just now.
+const SMALL: u64 = 1 << 20;
+const JUST_NOW: Duration = Duration::from_secs(1);
+
+impl Shared {
+    /// A large file is read and digested once, as long as it does not change.
+    fn load(&self, path: &Path) -> io::Result<File> {
+        let data = std::fs::metadata(path)?;
+        let changed = data.modified()?;
+        let keeps = data.len() >= SMALL && changed.elapsed().is_ok_and(|age| age > JUST_NOW);
+        if !keeps {
+            return Ok(File::new(std::fs::read(path)?));
+        }
+        let mut large = lock(&self.large);
+        if let Some((then, file)) = large.get(path)
+            && (*then, file.bytes.len() as u64) == (changed, data.len())
+        {
+            return Ok(file.clone());
+        }
+        let file = File::new(std::fs::read(path)?);
+        large.insert(path.to_owned(), (changed, file.clone()));
+        Ok(file)
+    }
 }
 
 impl std::fmt::Debug for Server {
@@ -141,6 +184,7 @@ impl Server {
             moved: AtomicU64::new(0),
             link: Mutex::default(),
             cuts: AtomicU64::new(0),
+            large: Mutex::default(),
         });
         let own = shared.clone();
         std::thread::spawn(move || {
@@ -281,10 +325,10 @@ fn answer(shared: &Shared, request: &Request, act: &Act, out: &mut TcpStream) ->
         _ => {}
     }
     let file = match act {
-        Act::Other(bytes) => Ok(bytes.clone()),
+        Act::Other(bytes) => Ok(File::new(bytes.clone())),
         _ => {
             let path = request.path.split('?').next().unwrap_or_default();
-            std::fs::read(shared.root.join(path))
+            shared.load(&shared.root.join(path))
         }
     };
     let Ok(file) = file else {
@@ -297,16 +341,15 @@ fn serve(
     shared: &Shared,
     request: &Request,
     act: &Act,
-    file: &[u8],
+    File { bytes: file, tag }: &File,
     out: &mut TcpStream,
 ) -> io::Result<bool> {
     let total = file.len() as u64;
-    let tag = format!("\"{}\"", varve_format::Sha256Digest::of(file).short());
     let mut ranges = request.ranges.clone();
     let several = ranges.len() > 1;
     if matches!(act, Act::IgnoreRange)
         || (several && matches!(act, Act::IgnoreSeveral))
-        || request.if_range.as_ref().is_some_and(|asked| *asked != tag)
+        || request.if_range.as_ref().is_some_and(|asked| asked != tag)
     {
         ranges.clear();
     }
@@ -331,8 +374,8 @@ fn serve(
         format!("content-range: bytes {}-{}/{total}", range.start, range.end - 1)
     };
     let (status, mut headers, body) = match ranges.as_slice() {
-        _ if whole => ("200 OK", String::new(), file.to_vec()),
-        [range] => ("206 Partial Content", says(range) + "\r\n", bytes(range).to_vec()),
+        _ if whole => ("200 OK", String::new(), Cow::Borrowed(&file[..])),
+        [range] => ("206 Partial Content", says(range) + "\r\n", Cow::Borrowed(bytes(range))),
         ranges => {
             let mut body = Vec::new();
             for range in ranges {
@@ -345,7 +388,7 @@ fn serve(
             if let Act::Multipart(text) = act {
                 body = text.clone().into_bytes();
             }
-            ("206 Partial Content", String::new(), body)
+            ("206 Partial Content", String::new(), Cow::Owned(body))
         }
     };
     let kind = match ranges.len() {

@@ -4,5 +4,6 @@
 
 pub mod crash;
 pub mod faulty;
+pub mod relay;
 pub mod tree;
 pub mod vm;

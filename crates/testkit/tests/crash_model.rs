@@ -1,5 +1,7 @@
 //! The simulator of power cuts itself: it must see what a missing sync does.
 
+#![allow(clippy::disallowed_methods, reason = "test data, kept by no device")]
+
 use std::path::Path;
 
 use varve_sys::{Dir, durable};

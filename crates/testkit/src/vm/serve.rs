@@ -328,6 +328,7 @@ fn parse_range(text: &str, size: u64) -> Range {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "test data, kept by no device")]
 mod tests {
     use super::*;
     use std::io::Write;
