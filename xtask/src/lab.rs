@@ -31,6 +31,9 @@ pub(crate) const LAYOUTS: [&str; 2] = ["overlay", "hard-link"];
 /// The channels of the releases with faults are named after them.
 pub(crate) const STABLE: &str = "stable";
 
+/// Where the configuration of a test's device names no server yet.
+pub(crate) const NO_SOURCE: &str = "http://10.0.2.2:1";
+
 /// Where the description of the lab is.
 pub(crate) fn description() -> Result<PathBuf> {
     Ok(cache()?.join("lab.json"))
@@ -176,7 +179,8 @@ impl Publisher {
         command
     }
 
-    fn command(&self, word: &str) -> Command {
+    /// The publisher's program on this repository.
+    pub(crate) fn command(&self, word: &str) -> Command {
         let mut command = program(&self.program.display().to_string());
         command
             .arg(word)
@@ -250,7 +254,7 @@ pub(crate) fn configuration(layout: &str) -> String {
             .map(|(path, mode)| format!("\n[[state]]\npath = \"{path}\"\nmode = \"{mode}\"\n"))
             .collect();
     format!(
-        "sources = [\"http://10.0.2.2:1\"]\n\
+        "sources = [\"{NO_SOURCE}\"]\n\
          channel = \"{STABLE}\"\n\
          layout = \"{layout}\"\n\
          root-mode = \"volatile\"\n\

@@ -49,10 +49,7 @@ enum Command {
         filter: Option<String>,
     },
     /// Measures, each figure beside a peer in the same run.
-    Bench {
-        /// Only this one: build, upgrade, copy, boot, rollback.
-        name: Option<String>,
-    },
+    Bench(bench::Arguments),
     /// Cuts the power at every point of varve's work and looks whether the device lives on.
     Powercut(powercut::Arguments),
     /// Runs cargo-fuzz on every parser, for a bounded time.
@@ -81,7 +78,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test { which, filter } => test::run(which, filter.as_deref()),
-        Command::Bench { name } => bench::run(name.as_deref()),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Powercut(arguments) => powercut::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Check { filter } => check::run(filter.as_deref()),

@@ -41,7 +41,14 @@ const POWERCUT: &[Need] = &[
 ];
 
 /// The peers of the benchmarks.
-const BENCH: &[Need] = &[Need("/usr/bin/ostree", "ostree"), Need("/usr/bin/time", "time")];
+const BENCH: &[Need] = &[
+    Need("/usr/bin/ostree", "ostree"),
+    Need("/usr/bin/time", "time"),
+    Need("/usr/bin/casync", "casync"),
+    Need("/usr/bin/zck", "zchunk"),
+    Need("/usr/bin/zstd", "zstd"),
+    Need("/usr/bin/rsync", "rsync"),
+];
 
 /// What a command needs.
 #[derive(Clone, Copy, PartialEq, Eq)]

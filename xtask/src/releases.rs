@@ -8,12 +8,17 @@
 //! A pair is Debian as released and the same with its updates. On the day of a point
 //! release the two are the same; then the older one is put together from the versions
 //! that the security archive still has and the kernel before the newest, so that an
-//! upgrade always changes something real.
+//! upgrade always changes something real. A third release has one small package more than
+//! the updated one ([`one_package`]).
+
+mod one_package;
 
 use crate::packages::{self, Mirror, mirror};
 use crate::project::{Result, cache, is_root, key, output, program, rename, show, step, write};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+pub(crate) use one_package::{one_package, pack};
 
 /// What every release holds beside the kernel.
 const PACKAGES: &[&str] = &[

@@ -168,10 +168,11 @@ fn initramfs(tree: &Path, kernel: &str, generator: Generator) -> Result {
     result.map(|_| ())
 }
 
-struct Mounts(Vec<PathBuf>);
+/// What programs in a tree look for, mounted as long as this lives.
+pub(crate) struct Mounts(Vec<PathBuf>);
 
 impl Mounts {
-    fn new(tree: &Path) -> Result<Self> {
+    pub(crate) fn new(tree: &Path) -> Result<Self> {
         let mut mounts = Self(Vec::new());
         for (kind, name) in [("proc", "proc"), ("sysfs", "sys")] {
             let target = tree.join(name);
@@ -195,7 +196,8 @@ impl Drop for Mounts {
     }
 }
 
-fn empty(folder: &Path) -> Result {
+/// Removes everything in a folder.
+pub(crate) fn empty(folder: &Path) -> Result {
     for entry in fs::read_dir(folder)? {
         remove(&entry?.path())?;
     }

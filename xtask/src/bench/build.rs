@@ -1,9 +1,10 @@
 //! Building a release, beside committing the same tree with OSTree.
 
 use super::Bench;
+use super::clients::Repository;
 use super::measure::{Figure, cost, in_turns, settle};
 use crate::lab::Publisher;
-use crate::project::{Result, program};
+use crate::project::Result;
 use crate::trees::remove;
 
 pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
@@ -18,20 +19,10 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     };
     let mut commit = |_| {
         remove(&theirs)?;
-        crate::project::output(
-            program("ostree")
-                .arg("init")
-                .arg("--mode=archive")
-                .arg(format!("--repo={}", theirs.display())),
-        )?;
+        std::fs::create_dir(&theirs)?;
+        let repository = Repository::init(&theirs)?;
         settle();
-        let mut command = program("ostree");
-        command
-            .arg("commit")
-            .arg(format!("--repo={}", theirs.display()))
-            .args(["--branch=release", "--no-xattrs"]);
-        command.arg(format!("--tree=dir={}", bench.old.folder.display()));
-        cost(&command)
+        cost(&repository.commit_command(&bench.old.folder))
     };
     let [ours, theirs] = in_turns(2, [&mut build, &mut commit])?;
     Ok(vec![

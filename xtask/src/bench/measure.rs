@@ -10,18 +10,44 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Cost {
     pub(super) time: Duration,
+    /// Of all processes, in user and kernel mode.
+    pub(super) processor: Duration,
     /// Of the largest process, in bytes.
     pub(super) memory: u64,
     /// Handed to the disk, in bytes.
     pub(super) written: u64,
 }
 
+impl Cost {
+    /// Of no run yet.
+    pub(super) const ANY: Self =
+        Self { time: Duration::MAX, processor: Duration::MAX, memory: 0, written: u64::MAX };
+
+    /// Of two runs of the same: the least, and of memory the most.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            time: self.time.min(other.time),
+            processor: self.processor.min(other.processor),
+            memory: self.memory.max(other.memory),
+            written: self.written.min(other.written),
+        }
+    }
+}
+
 /// Runs a program under GNU time.
 pub(super) fn cost(command: &Command) -> Result<Cost> {
+    answered(command).map(|(cost, _)| cost)
+}
+
+/// The same, with what the program printed.
+pub(super) fn answered(command: &Command) -> Result<(Cost, String)> {
     let report = tempfile::NamedTempFile::new()?;
     let mut timed = program("/usr/bin/time");
-    timed.args(["--quiet", "--format", "%M %O", "--output"]).arg(report.path());
+    timed.args(["--quiet", "--format", "%M %O %U %S", "--output"]).arg(report.path());
     timed.arg(command.get_program()).args(command.get_args());
+    if let Some(folder) = command.get_current_dir() {
+        timed.current_dir(folder);
+    }
     for (name, value) in command.get_envs() {
         if let Some(value) = value {
             timed.env(name, value);
@@ -35,10 +61,17 @@ pub(super) fn cost(command: &Command) -> Result<Cost> {
         return Err(format!("{command:?} failed: {}", String::from_utf8_lossy(&said)).into());
     }
     let text = std::fs::read_to_string(report.path())?;
-    let mut numbers = text.split_whitespace().map(|word| word.parse::<u64>().unwrap_or_default());
-    let (kilobytes, blocks) =
-        (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
-    Ok(Cost { time, memory: kilobytes * 1024, written: blocks * 512 })
+    let numbers: Vec<f64> = text.split_whitespace().map_while(|word| word.parse().ok()).collect();
+    let [kilobytes, blocks, user, system] = numbers[..] else {
+        return Err(format!("GNU time said of {command:?}: {text}").into());
+    };
+    let cost = Cost {
+        time,
+        processor: Duration::from_secs_f64(user + system),
+        memory: kilobytes as u64 * 1024,
+        written: blocks as u64 * 512,
+    };
+    Ok((cost, String::from_utf8_lossy(&output.stdout).into_owned()))
 }
 
 /// How many system calls a program makes, where strace is installed.
@@ -69,13 +102,10 @@ pub(super) fn in_turns<const N: usize>(
     rounds: u32,
     mut runs: [&mut dyn FnMut(u32) -> Result<Cost>; N],
 ) -> Result<[Cost; N]> {
-    let mut least = [Cost { time: Duration::MAX, memory: 0, written: u64::MAX }; N];
+    let mut least = [Cost::ANY; N];
     for round in 0..rounds {
         for (run, least) in runs.iter_mut().zip(&mut least) {
-            let cost = run(round)?;
-            least.time = least.time.min(cost.time);
-            least.memory = least.memory.max(cost.memory);
-            least.written = least.written.min(cost.written);
+            *least = least.and(run(round)?);
         }
     }
     Ok(least)

@@ -6,16 +6,23 @@
 //!   copy      copy by links, and a merge | cp -al
 //!   boot      the boot stage itself      | a mount(8) of an overlay on the same machine
 //!   rollback  varve rollback             | its own time on a system of one file
+//!   transfer  bytes on the wire          | OSTree, casync, zchunk, zstd, rsync, same server
+//!   resume    bytes, cut and killed      | one clean run
 //! ```
+//!
+//! The last two take long and run only when they are named; they keep their own record.
 //!
 //! Every figure is the least of several runs, the runs of the two taking turns, so that a
 //! busy machine disturbs both. The table goes to `target/varve/bench.txt` too.
 
 mod boot;
 mod build;
+mod clients;
 mod copy;
 mod measure;
+mod resume;
 mod rollback;
+mod transfer;
 mod upgrade;
 
 use crate::device::{self, Programs};
@@ -46,11 +53,39 @@ const ALL: &[(&str, Benchmark)] = &[
     ("boot", boot::run),
 ];
 
-pub(crate) fn run(name: Option<&str>) -> Result {
+/// What to measure.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Only this one: build, upgrade, copy, rollback, boot; or one of those that run only
+    /// when they are named: transfer (about an hour), resume (about a quarter of one)
+    name: Option<String>,
+    /// transfer: only these pairs of releases
+    #[arg(long, value_delimiter = ',', value_name = "PAIR")]
+    pair: Vec<transfer::PairName>,
+    /// transfer: only these tools; what they measure is added to what is recorded
+    #[arg(long, value_delimiter = ',', value_name = "TOOL")]
+    only: Vec<transfer::Who>,
+    /// transfer: measure nothing, draw and judge what is recorded
+    #[arg(long, conflicts_with_all = ["pair", "only"])]
+    draw: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result {
+    let Arguments { name, pair, only, draw } = arguments;
+    let name = name.as_deref();
+    match name {
+        Some("transfer") => return transfer::run(pair, only, *draw),
+        _ if *draw || !pair.is_empty() || !only.is_empty() => {
+            return Err("--pair, --only and --draw are for the benchmark transfer".into());
+        }
+        Some("resume") => return resume::run(),
+        _ => {}
+    }
     let chosen: Vec<_> =
         ALL.iter().filter(|(known, _)| name.is_none_or(|name| name == *known)).collect();
     if chosen.is_empty() {
-        let names: Vec<_> = ALL.iter().map(|(name, _)| *name).collect();
+        let names = ALL.iter().map(|(name, _)| *name).chain(["transfer", "resume"]);
+        let names: Vec<_> = names.collect();
         return Err(format!("there is no such benchmark; there are: {}", names.join(", ")).into());
     }
     packages::need_root("bench")?;

@@ -43,7 +43,7 @@ fn measure(bench: &Bench, name: &str, old: &Path, new: &Path) -> Result<Duration
     publisher.release(old, "old", STABLE)?;
     let disk = folder.join("disk.img");
     let config_text = lab::configuration("overlay")
-        .replace("http://10.0.2.2:1", &publisher.repository.display().to_string());
+        .replace(lab::NO_SOURCE, &publisher.repository.display().to_string());
     lab::install(&disk, &publisher.repository, "old", &config_text, &bench.programs)?;
     publisher.release(new, "new", STABLE)?;
     let mount = folder.join("mount");

@@ -2,34 +2,36 @@
 //! pull, then a checkout by hard links. Both sync what they write.
 
 use super::Bench;
-use super::measure::{Cost, Figure, cost, in_turns, settle, system_calls};
+use super::clients::{Client, Device, Repository};
+use super::measure::{Cost, Figure, cost, in_turns, system_calls};
 use crate::lab::{self, Publisher, STABLE};
-use crate::project::{Result, output, program};
-use crate::trees::remove;
-use std::collections::HashMap;
+use crate::project::{Result, program};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use varve_testkit::vm::disk::{self, Mounted};
 use varve_testkit::vm::serve::Server;
 
 pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     let publisher = Publisher::init(&bench.scratch, &bench.programs)?;
     publisher.release(&bench.old.folder, "old", STABLE)?;
     let mut figures = Vec::new();
-    let ours = Ours::new(bench, &publisher)?;
+    let device = |layout| Device::new(&bench.programs, &bench.scratch, &publisher, "old", layout);
+    let devices = [device(lab::LAYOUTS[0])?, device(lab::LAYOUTS[1])?];
     publisher.release(&bench.new.folder, "new", STABLE)?;
-    let theirs = Theirs::new(bench)?;
+    let repository = Repository::init(&bench.scratch)?;
+    repository.commit(&bench.old.folder)?;
+    let client = Client::new(&repository, &bench.scratch)?;
+    repository.commit(&bench.new.folder)?;
+    repository.summary()?;
     let server = Server::start(&publisher.repository)?;
-    let their_server = Server::start(&theirs.repository)?;
+    let their_server = Server::start(&repository.folder)?;
 
     let must = must_write(&bench.old.folder, &bench.new.folder)?;
-    for layout in lab::LAYOUTS {
+    for (layout, ours) in lab::LAYOUTS.iter().zip(&devices) {
         let [our_cost, their_cost] = in_turns(
             2,
-            [&mut |_| ours.upgrade(layout, &server.url(), cost), &mut |_| {
-                theirs.upgrade(&their_server.url())
+            [&mut |_| ours.upgrade(&server.url(), "", cost), &mut |_| {
+                pull_and_checkout(&client, &their_server.url())
             }],
         )?;
         let name = |what: &str| format!("upgrade, {layout}: {what}");
@@ -51,7 +53,7 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
             ),
         ));
         server.reset();
-        let calls = ours.upgrade(layout, &server.url(), system_calls)?;
+        let calls = ours.upgrade(&server.url(), "", system_calls)?;
         figures.push(Figure::fact(
             &name("fetched"),
             server.counters().total() as f64 / 1e6,
@@ -69,7 +71,7 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
         }
     }
     their_server.reset();
-    theirs.upgrade(&their_server.url())?;
+    pull_and_checkout(&client, &their_server.url())?;
     let note = format!("{} requests", their_server.counters().requests);
     figures.push(Figure::fact(
         "ostree: fetched",
@@ -80,126 +82,23 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// A device's disk for each layout, kept as it was before the upgrade.
-struct Ours {
-    program: PathBuf,
-    disks: HashMap<&'static str, PathBuf>,
-    scratch: PathBuf,
-}
-
-impl Ours {
-    fn new(bench: &Bench, publisher: &Publisher) -> Result<Self> {
-        let mut disks = HashMap::new();
-        for layout in lab::LAYOUTS {
-            let disk = bench.scratch.join(format!("{layout}.img"));
-            lab::install(
-                &disk,
-                &publisher.repository,
-                "old",
-                &lab::configuration(layout),
-                &bench.programs,
-            )?;
-            disks.insert(layout, disk);
-        }
-        Ok(Self { program: bench.programs.varve.clone(), disks, scratch: bench.scratch.clone() })
-    }
-
-    /// Upgrades a fresh copy of the disk, measured as the caller likes.
-    fn upgrade<T>(&self, layout: &str, url: &str, measure: fn(&Command) -> Result<T>) -> Result<T> {
-        let disk = self.scratch.join("device.img");
-        remove(&disk)?;
-        disk::copy(&self.disks[layout], &disk)?;
-        let folder = self.scratch.join("device");
-        fs::create_dir_all(&folder)?;
-        let mounted = Mounted::new(&disk, &folder)?;
-        let config = self.scratch.join("varve.toml");
-        let text = lab::configuration(layout).replace("http://10.0.2.2:1", url);
-        crate::project::write(&config, text)?;
-        let mut command = Command::new(&self.program);
-        command.arg("--root").arg(&folder).arg("--config").arg(&config).arg("upgrade");
-        settle();
-        let result = measure(&command);
-        mounted.unmount()?;
-        result
-    }
-}
-
-/// An OSTree client on a disk of the same kind.
-struct Theirs {
-    repository: PathBuf,
-    disk: PathBuf,
-    scratch: PathBuf,
-}
-
-impl Theirs {
-    fn new(bench: &Bench) -> Result<Self> {
-        let repository = bench.scratch.join("ostree");
-        let ostree = |words: &[&str], repository: &Path| {
-            output(program("ostree").arg(format!("--repo={}", repository.display())).args(words))
-        };
-        ostree(&["init", "--mode=archive"], &repository)?;
-        let commit = |tree: &Path| {
-            ostree(
-                &[
-                    "commit",
-                    "--branch=release",
-                    "--no-xattrs",
-                    &format!("--tree=dir={}", tree.display()),
-                ],
-                &repository,
-            )
-        };
-        commit(&bench.old.folder)?;
-        let disk = bench.scratch.join("ostree.img");
-        disk::make_ext4(&disk, 4 << 30)?;
-        let folder = bench.scratch.join("client");
-        fs::create_dir_all(&folder)?;
-        let mounted = Mounted::new(&disk, &folder)?;
-        let client = folder.join("repository");
-        ostree(&["init", "--mode=bare"], &client)?;
-        ostree(&["pull-local", &repository.display().to_string(), "release"], &client)?;
-        let old = folder.join("old").display().to_string();
-        ostree(&["checkout", "-H", "release", &old], &client)?;
-        mounted.unmount()?;
-        commit(&bench.new.folder)?;
-        ostree(&["summary", "--update"], &repository)?;
-        Ok(Self { repository, disk, scratch: bench.scratch.clone() })
-    }
-
-    fn upgrade(&self, url: &str) -> Result<Cost> {
-        let disk = self.scratch.join("client.img");
-        remove(&disk)?;
-        disk::copy(&self.disk, &disk)?;
-        let folder = self.scratch.join("client");
-        let mounted = Mounted::new(&disk, &folder)?;
-        let client = format!("--repo={}", folder.join("repository").display());
-        output(program("ostree").arg(&client).args([
-            "remote",
-            "add",
-            "--no-gpg-verify",
-            "origin",
-            url,
-        ]))?;
-        settle();
-        let pull = cost(program("ostree").arg(&client).args([
-            "pull",
-            "--disable-static-deltas",
-            "origin",
-            "release",
-        ]))?;
+/// OSTree does in three steps what ours does in one, and ours ends with everything on
+/// the disk.
+fn pull_and_checkout(client: &Client, url: &str) -> Result<Cost> {
+    client.with(url, |folder| {
+        let pull = cost(&client.pull(folder, "--disable-static-deltas"))?;
         let new = folder.join("new");
-        let checkout = cost(
-            program("ostree").arg(&client).args(["checkout", "-H", "origin:release"]).arg(&new),
-        )?;
-        // Ours ends with everything on the disk.
-        let sync = cost(program("sync").arg("--file-system").arg(&folder))?;
-        mounted.unmount()?;
+        let mut checkout = client.command(folder);
+        checkout.args(["checkout", "-H", "origin:release"]).arg(&new);
+        let checkout = cost(&checkout)?;
+        let sync = cost(program("sync").arg("--file-system").arg(folder))?;
         Ok(Cost {
             time: pull.time + checkout.time + sync.time,
+            processor: pull.processor + checkout.processor + sync.processor,
             memory: pull.memory.max(checkout.memory),
             written: pull.written + checkout.written,
         })
-    }
+    })
 }
 
 /// What no way of upgrading can avoid.

@@ -1,0 +1,103 @@
+//! The figures as a page of the documentation, and as lines of the terminal.
+
+use super::record::{Figures, PairName, Record, Row, Way};
+use crate::bench::measure::Figure;
+use crate::project::{output, program};
+use std::fmt::Write as _;
+
+const TEXT: &str = include_str!("page.md");
+
+/// One row for the terminal.
+pub(super) fn line(way: Way, row: &Row) -> String {
+    let made = row.publisher.map_or(String::new(), |took| {
+        format!("; made in {}, {} MiB", time(took.seconds), took.memory >> 20)
+    });
+    let note = if row.note.is_empty() { String::new() } else { format!("\n{:26}{}", "", row.note) };
+    format!(
+        "  {:24}{:>10}  {}, processor {}, {} MiB{made}{note}",
+        way.name(),
+        megabytes(row.bytes),
+        time(row.device.seconds),
+        time(row.device.processor_seconds),
+        row.device.memory >> 20
+    )
+}
+
+/// The page.
+pub(super) fn write(record: &Record, figures: &[Figure]) -> String {
+    let mut tables = String::new();
+    for (name, figures) in &record.pairs {
+        table(&mut tables, *name, figures);
+    }
+    let mut limits = String::from("| | measured | limit | |\n| --- | ---: | ---: | --- |\n");
+    for figure in figures {
+        let Figure { name, ours, unit, note, .. } = figure;
+        let limit = figure.limit.map(|limit| limit.to_string()).unwrap_or_default();
+        let over = if figure.misses() { " **over**" } else { "" };
+        let _ = writeln!(limits, "| {name} | {ours:.2} {unit}{over} | {limit} | {note} |");
+    }
+    let mut methods = String::new();
+    for way in Way::ALL {
+        let _ = writeln!(methods, "- **{}**: {}.", way.name(), way.method());
+    }
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    TEXT.replace("{tables}", tables.trim_end())
+        .replace("{limits}", limits.trim_end())
+        .replace("{methods}", methods.trim_end())
+        .replace("{processors}", &cores.to_string())
+}
+
+fn table(out: &mut String, name: PairName, figures: &Figures) {
+    let _ =
+        writeln!(out, "### {}\n\n`--pair {}`. {}.\n", name.title(), name.name(), figures.describe);
+    out.push_str(
+        "| | on the wire | requests | device: time | processor | memory | publisher: time | \
+         processor | memory | measured |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n",
+    );
+    for way in Way::ALL {
+        let Some(row) = figures.rows.get(&way) else { continue };
+        let took = |took: Option<super::record::Took>| {
+            took.map_or([const { String::new() }; 3], |took| {
+                let memory = format!("{} MiB", took.memory >> 20);
+                [time(took.seconds), time(took.processor_seconds), memory]
+            })
+            .join(" | ")
+        };
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {} | {} |",
+            way.name(),
+            megabytes(row.bytes),
+            row.requests.map(|count| count.to_string()).unwrap_or_default(),
+            took(Some(row.device)),
+            took(row.publisher),
+            date(row.unix_time)
+        );
+    }
+    let notes = figures.rows.iter().filter(|(_, row)| !row.note.is_empty());
+    for (index, (way, row)) in notes.enumerate() {
+        let _ =
+            writeln!(out, "{}- {}: {}.", if index == 0 { "\n" } else { "" }, way.name(), row.note);
+    }
+    out.push('\n');
+}
+
+/// Bytes in megabytes; small ones in kilobytes.
+pub(super) fn megabytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        _ => format!("{:.2} MB", bytes as f64 / 1e6),
+    }
+}
+
+/// Seconds.
+pub(super) fn time(seconds: f64) -> String {
+    if seconds < 20.0 { format!("{seconds:.1} s") } else { format!("{seconds:.0} s") }
+}
+
+fn date(unix_time: u64) -> String {
+    let date =
+        output(program("date").args(["--utc", "--iso-8601"]).arg(format!("--date=@{unix_time}")));
+    date.map_or_else(|_| unix_time.to_string(), |date| date.trim().to_owned())
+}
