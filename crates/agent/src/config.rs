@@ -58,6 +58,8 @@ pub struct Config {
     /// merged. At least 2.
     #[serde(deserialize_with = "value::layers")]
     pub layers: u32,
+    /// When a deep stack is folded by itself.
+    pub fold: Fold,
     /// What may be written at the root.
     pub root_mode: RootMode,
     /// Directories that outlive releases.
@@ -85,6 +87,23 @@ pub struct Config {
     pub download: Download,
     /// What must be well before a release is kept.
     pub health: Vec<HealthCheck>,
+}
+
+/// When a stack that is as deep as `layers` says is folded by itself: once it has worked
+/// for so long. What is wrong with a version shows a day or two later.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Fold {
+    /// Days for which it ran, pauses of at most a day included.
+    pub days: u32,
+    /// Boots of it that were good.
+    pub boots: u32,
+}
+
+impl Default for Fold {
+    fn default() -> Self {
+        Self { days: 3, boots: 3 }
+    }
 }
 
 /// How what is missing comes.
@@ -135,6 +154,7 @@ impl Default for Config {
             channel: "stable".to_owned(),
             layout: Layout::Overlay,
             layers: 2,
+            fold: Fold::default(),
             root_mode: RootMode::ReadOnly,
             state: Vec::new(),
             keep: 2,

@@ -17,6 +17,7 @@
 //! | [`reset`] | back to what the release has |
 //! | [`init`] | the first deployment of a physical root |
 //! | [`lifecycle`], [`health`] | confirm, roll back, shutdown |
+//! | [`proven`] | how long what runs has worked |
 //! | [`merge`], [`collect`], [`fsck`] | what keeps the disk in order |
 //! | [`ps`] | what runs from what |
 //! | [`inside`], [`tryout`] | commands in a private copy of a system; a deployment tried without a boot |
@@ -48,6 +49,7 @@ pub mod method;
 pub mod observe;
 pub mod plan;
 pub mod policy;
+pub mod proven;
 pub mod ps;
 pub mod rejected;
 pub mod repair;

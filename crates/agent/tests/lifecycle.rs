@@ -5,7 +5,9 @@
 
 mod common;
 
-use common::{Lab, to};
+use std::fs;
+
+use common::{Lab, now, to};
 use varve_agent::choose::Wish;
 use varve_agent::lifecycle::{AfterBoot, Finalized};
 use varve_agent::observe::{self, Situation};
@@ -174,4 +176,45 @@ fn a_damaged_selection_boots_and_is_mended() {
     let selection = lab.selection();
     assert_eq!((selection.latest.as_str(), selection.tries), ("r3", Some(3)));
     assert_eq!(selection.previous.unwrap().as_str(), "r2", "an upgrade mends it too");
+}
+
+/// How long a deployment works is noted of what runs, when it is the latest, whole and good.
+#[test]
+fn what_proves_itself_is_counted_and_nothing_else() {
+    use varve_format::proven::Moment;
+    let lab = Lab::new();
+    lab.publish("r1");
+    lab.init();
+    let note = |boot: &str, uptime, good| {
+        let device = lab.device();
+        let writer = device.lock("confirm", now()).unwrap();
+        let now = Moment { boot: boot.to_owned(), uptime, clock: 30 };
+        let proven = varve_agent::proven::note(&device, &writer, &now, good).unwrap();
+        proven.map(|proven| (proven.boots, proven.seconds))
+    };
+    lab.after_boot();
+    assert_eq!(note("a", 60, true), Some((1, 0)));
+    assert_eq!(note("a", 60, true), Some((1, 0)), "asked twice");
+    assert_eq!(note("a", 3660, false), Some((1, 3600)));
+    assert_eq!(note("b", 30, true), Some((2, 3630)));
+    // Layers were left out.
+    let report = lab.folder.path().join("run/boot.toml");
+    let whole = fs::read_to_string(&report).unwrap();
+    fs::write(&report, whole.replace("stripped = 0", "stripped = 1")).unwrap();
+    assert_eq!(note("c", 30, true), None);
+    fs::write(&report, &whole).unwrap();
+    // On trial it proves nothing, and the old one is not the latest any more.
+    lab.publish("r2");
+    lab.upgrade();
+    assert_eq!(note("c", 40, true), None);
+    assert_eq!(lab.boot(false), "r2");
+    assert_eq!(note("d", 30, true), None);
+    lab.after_boot();
+    assert_eq!(note("d", 40, true), Some((1, 0)));
+    // A file that the disk damaged begins anew, and folds nothing early.
+    let file = lab.disk().join("varve/deployments/r2/proven");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("boots = 1", "boots = 9")).unwrap();
+    assert_eq!(note("d", 50, false), Some((1, 0)));
+    lab.check_all();
 }

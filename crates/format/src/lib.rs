@@ -24,6 +24,7 @@
 //! | [`deployment`] | the device's records of deployments and layers |
 //! | [`layer_file`] | a layer as one signed file |
 //! | [`selection`] | the one small file that says what boots |
+//! | [`proven`] | how long a deployment has worked |
 //! | [`probe`] | what is tried in its place: one stack once, or a search |
 
 #![forbid(unsafe_code)]
@@ -38,6 +39,7 @@ pub mod manifest;
 pub mod pack;
 pub mod path;
 pub mod probe;
+pub mod proven;
 pub mod release;
 mod sealed;
 pub mod selection;

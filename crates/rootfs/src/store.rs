@@ -3,7 +3,7 @@
 //! ```text
 //! <physical root>/varve/          mode 0700: old setuid programs lie below it
 //!   boot/selection                written by varve-boot
-//!   deployments/<name>/           deployment.toml, manifest [, confirmed] [, pinned]
+//!   deployments/<name>/           deployment.toml, manifest [, confirmed, pinned, proven]
 //!   layers/<name>/                layer.toml, tree/
 //!   trees/<name>/                 the tree itself
 //!   incoming/<digest>             written by varve-fetch
@@ -21,6 +21,7 @@ use std::path::Path;
 
 use varve_format::deployment::{DeploymentRecord, LayerRecord, OwnLayer, RecordError, Stack};
 use varve_format::manifest::{MAX_TEXT, Manifest, ManifestError};
+use varve_format::proven::{self, Proven};
 use varve_format::{ContentDigest, DeploymentName, LayerName};
 use varve_sys::{Dir, FileType, SysError, durable};
 
@@ -30,6 +31,7 @@ const RECORD: &str = "deployment.toml";
 pub(crate) const MANIFEST: &str = "manifest";
 const CONFIRMED: &str = "confirmed";
 const PINNED: &str = "pinned";
+const PROVEN: &str = "proven";
 const REMOVED: &str = "removed";
 pub(crate) const LAYER_RECORD: &str = "layer.toml";
 pub(crate) const LAYER_TREE: &str = "tree";
@@ -377,6 +379,18 @@ impl Store {
             return self.unmark(name, PINNED);
         }
         Ok(durable::replace_file(&self.deployment_dir(name)?, PINNED, b"", 0o644)?)
+    }
+
+    /// How long a deployment has worked; none where nothing, or nothing readable, was noted.
+    pub fn proven(&self, name: &DeploymentName) -> Result<Option<Proven>> {
+        let bytes = self.deployment_dir(name)?.read_opt(PROVEN, proven::MAX_TEXT)?;
+        Ok(bytes.and_then(|bytes| Proven::parse(&bytes).ok()))
+    }
+
+    /// Notes, durably, how long a deployment has worked.
+    pub fn set_proven(&self, name: &DeploymentName, proven: &Proven) -> Result<()> {
+        let dir = self.deployment_dir(name)?;
+        Ok(durable::replace_file(&dir, PROVEN, proven.to_text().as_bytes(), 0o644)?)
     }
 
     fn unmark(&self, name: &DeploymentName, mark: &str) -> Result<()> {

@@ -8,7 +8,7 @@
 //!  '-- trace ----- every change as an event, for the crash tests
 //! mount, mountinfo, keys, console, cmdline -- what the boot stage needs
 //! confine -- a command in a root and namespaces of its own
-//! lock, space, task -- one writer, room, progress and cancelling
+//! lock, space, task, uptime -- one writer, room, progress and cancelling
 //! ```
 
 pub mod cmdline;
@@ -29,6 +29,7 @@ pub mod priority;
 pub mod space;
 pub mod task;
 pub mod trace;
+pub mod uptime;
 
 pub use dir::{Dir, Name, Stat, Walk};
 pub use error::{Result, SysError};

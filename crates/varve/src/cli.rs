@@ -146,7 +146,11 @@ pub(crate) enum Command {
     /// Which process runs from which deployment and layer
     Ps(Ps),
 
-    /// Fold the layers of a deployment into one
+    /// Fold the layers of the latest deployment into one, once it has proved itself
+    ///
+    /// Does something when the stack is as deep as `layers` says and has worked for the
+    /// days and boots of `[fold]`; else it says what is missing. A timer asks every day.
+    /// With --now the layers of any deployment are folded at once.
     ///
     /// The new layer is made of hard links beside the old ones, compared with the
     /// manifest, and takes their place in the record. What runs is not disturbed.
@@ -382,7 +386,12 @@ pub(crate) struct Ps {
 /// See [`Command::Merge`].
 #[derive(Debug, Args)]
 pub(crate) struct Merge {
+    /// Do not wait until it has worked for as long as `[fold]` says
+    #[arg(long)]
+    pub now: bool,
+
     /// Which [default: the latest]
+    #[arg(requires = "now")]
     pub deployment: Option<DeploymentName>,
 
     /// Say what would be merged; change nothing

@@ -14,7 +14,9 @@ use varve_agent::sources::Link;
 use varve_agent::upgrade::Context;
 use varve_agent::{Device, Places};
 use varve_fetch::{Listener, Notice, Patience, Proxies};
+use varve_format::proven::Moment;
 use varve_sys::task::{Cancel, Progress, Silent};
+use varve_sys::uptime;
 use varve_term::{Exit, Form, Shown, out};
 
 use crate::cli::{Cli, Command};
@@ -36,6 +38,12 @@ pub(crate) struct Session<'a> {
 impl Session<'_> {
     fn device(&self) -> Result<Device, Failure> {
         Ok(Device::open(self.places.clone())?)
+    }
+
+    /// Now, by what no clock spoils.
+    fn moment(&self) -> Result<Moment, Failure> {
+        let (boot, uptime) = (uptime::boot_id()?, uptime::uptime().as_secs());
+        Ok(Moment { boot, uptime, clock: self.now.as_second() })
     }
 
     fn context(&self) -> Context<'_> {

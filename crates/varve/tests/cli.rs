@@ -150,7 +150,7 @@ fn a_device_in_commands() {
          r2 is newer, and is not tried again by itself: rolled back by the user.\n"
     );
     assert_eq!(lab.run(&["collect", "--dry-run"]).out, "There is nothing to delete.\n");
-    let said = lab.run(&["merge", "r2"]);
+    let said = lab.run(&["merge", "--now", "r2"]);
     assert_eq!(said.out, "r2: r2, r1 became r2.merged.\n", "{said:?}");
     let said = lab.run(&["history", "--last", "3"]);
     let events: Vec<_> = said.out.lines().map(|line| &line[18..]).collect();

@@ -2,13 +2,18 @@
 
 use std::path::Path;
 
+use crate::edge::Failure;
 use serde::Serialize;
 use varve_agent::fsck::Found;
+use varve_agent::merge::Due;
 use varve_agent::observe::Observed;
 use varve_agent::ps::Process;
 use varve_agent::repair::Repaired;
-use varve_agent::{Error, collect, fsck, lifecycle, merge, ps, repair, reset};
+use varve_agent::{
+    Device, Error, Writer, collect, fsck, lifecycle, merge, proven, ps, repair, reset,
+};
 use varve_format::{DeploymentName, LayerName};
+use varve_rootfs::Deployment;
 use varve_term::Exit;
 
 use super::upgrade::device_with;
@@ -187,6 +192,8 @@ pub(crate) struct Merged {
     pub before: Vec<LayerName>,
     /// Its layers now.
     pub after: Vec<LayerName>,
+    /// Whether it is to be folded by itself; null with --now.
+    pub due: Option<Due>,
     /// Nothing was changed.
     pub dry_run: bool,
 }
@@ -204,15 +211,35 @@ pub(crate) fn merge(session: &Session<'_>, args: &Merge) -> Answer {
     };
     let before = deployment.record.stack.layers().to_vec();
     let mut after = before.clone();
-    if before.len() > 1 && !args.dry_run {
+    let due = match args.now {
+        true => None,
+        false => Some(merge_due(session, &device, &writer, deployment, args.dry_run)?),
+    };
+    let wanted = due.as_ref().is_none_or(|due| *due == Due::Now);
+    if wanted && before.len() > 1 && !args.dry_run {
         varve_rootfs::stage::sweep(&device.store)?;
         let merged = merge::merge(&device, &writer, deployment, &session.context())?;
         after = merged.record.stack.layers().to_vec();
     }
-    let answer =
-        Merged { deployment: deployment.name().clone(), before, after, dry_run: args.dry_run };
+    let (deployment, dry_run) = (deployment.name().clone(), args.dry_run);
+    let answer = Merged { deployment, before, after, due, dry_run };
     session.answer(&answer, show::merged)?;
     Ok(Exit::Done)
+}
+
+/// Whether the latest is to be folded by itself; the time that it has worked is noted.
+fn merge_due(
+    session: &Session<'_>,
+    device: &Device,
+    writer: &Writer,
+    latest: &Deployment,
+    dry_run: bool,
+) -> Result<Due, Failure> {
+    let proven = match dry_run || session.places.boot_report.is_none() {
+        true => device.store.proven(latest.name())?,
+        false => proven::note(device, writer, &session.moment()?, false)?,
+    };
+    Ok(merge::due(&latest.record.stack, proven.as_ref(), &device.config))
 }
 
 pub(crate) fn reset(session: &Session<'_>, args: &Reset) -> Answer {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use varve_agent::history::{self, Line};
 use varve_agent::lifecycle::{self, AfterBoot};
 use varve_agent::observe::{self, Observed};
-use varve_agent::{Device, DeviceError, health};
+use varve_agent::{Device, DeviceError, health, proven};
 use varve_format::DeploymentName;
 use varve_term::Exit;
 
@@ -118,6 +118,12 @@ pub(crate) fn confirm(session: &Session<'_>, args: &Confirm) -> Answer {
         session.progress.note(&format!("checking {:?}: {}", check.name, check.command.join(" ")));
         health::run(check)
     })?;
+    // Whether this boot was judged now or its deployment long ago: it is complete.
+    if session.places.boot_report.is_some()
+        && matches!(answer, AfterBoot::Confirmed { .. } | AfterBoot::Nothing { .. })
+    {
+        proven::note(&device, &writer, &session.moment()?, true)?;
+    }
     session.answer(&answer, show::after_boot)?;
     match &answer {
         AfterBoot::Searched(judged) => {
@@ -179,6 +185,9 @@ pub(crate) fn finalize(session: &Session<'_>) -> Answer {
         }
         other => other?,
     };
+    if session.places.boot_report.is_some() {
+        proven::note(&device, &writer, &session.moment()?, false)?;
+    }
     let answer = lifecycle::finalize(&device, &writer, &session.context())?;
     session.answer(&answer, show::finalized)?;
     Ok(Exit::Done)

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use varve_agent::merge::Due;
 use varve_agent::ps::{How, Origin, Process};
 use varve_agent::repair::Repaired;
 use varve_format::LayerName;
@@ -222,13 +223,39 @@ pub(crate) fn files(processes: &[Process]) -> String {
 }
 
 pub(crate) fn merged(answer: &Merged) -> String {
-    let Merged { deployment, before, after, dry_run } = answer;
+    let Merged { deployment, before, after, due, dry_run } = answer;
     let list =
         |names: &[LayerName]| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let not_yet = match due {
+        None | Some(Due::Now) => None,
+        Some(Due::NotDeep) => Some("its stack is not so deep that it is folded".to_owned()),
+        Some(Due::NotProven) => {
+            Some("it does not run whole and confirmed, so that it can prove itself".to_owned())
+        }
+        Some(Due::Later { boots, seconds }) => Some(later(*boots, *seconds)),
+    };
+    if let (Some(why), true) = (not_yet, before.len() > 1) {
+        return format!("{deployment} stays as it is: {why}. `varve merge --now` folds it.\n");
+    }
     match (before.len(), dry_run) {
         (0 | 1, _) => format!("{deployment} has nothing to merge.\n"),
         (_, true) => format!("{deployment}: {} would become one layer.\n", list(before)),
         (_, false) => format!("{deployment}: {} became {}.\n", list(before), list(after)),
+    }
+}
+
+/// What a deployment still has to show.
+fn later(boots: u32, seconds: u64) -> String {
+    let hours = seconds.div_ceil(3600);
+    let time = match hours {
+        0..48 => plural(hours, "hour", "hours"),
+        _ => plural(hours.div_ceil(24), "day", "days"),
+    };
+    let boots_left = plural(boots.into(), "good boot", "good boots");
+    match (boots, seconds) {
+        (0, _) => format!("it is to work for {time} more"),
+        (_, 0) => format!("it is to have {boots_left} more"),
+        _ => format!("it is to work for {time} and to have {boots_left} more"),
     }
 }
 

@@ -133,8 +133,11 @@ fn small_answers() {
         deployment: "debian-13.2".parse().unwrap(),
         before: names(before),
         after: names(&["debian-13.2.merged"]),
+        due: None,
         dry_run,
     };
+    let waits = |due| merged(&Merged { due: Some(due), ..merge(&["u2", "base"], false) });
+    let day = 24 * 60 * 60;
     let pin = |pinned, changed| Pinned {
         deployment: "d".parse().unwrap(),
         pinned,
@@ -145,6 +148,12 @@ fn small_answers() {
         merged(&merge(&["u2", "base"], true)),
         merged(&merge(&["u2", "base"], false)),
         merged(&merge(&["base"], false)),
+        waits(Due::Now),
+        waits(Due::NotDeep),
+        waits(Due::NotProven),
+        waits(Due::Later { boots: 2, seconds: 2 * day + 1 }),
+        waits(Due::Later { boots: 1, seconds: 0 }),
+        waits(Due::Later { boots: 0, seconds: 3601 }),
         pinned(&pin(true, true)),
         pinned(&pin(true, false)),
         pinned(&pin(false, true)),
