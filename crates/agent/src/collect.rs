@@ -13,6 +13,7 @@ use crate::announce::{self, Sign};
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
 use crate::history::{Event, Record};
+use crate::live::Live;
 use crate::observe::Observed;
 use crate::ps;
 use crate::rejected::Rejected;
@@ -54,13 +55,15 @@ pub fn plan(device: &Device, unfinished: bool) -> Result<CollectPlan> {
         Some(_) => device.config.keep as usize,
         None => usize::MAX,
     };
-    let deployments = wanted(
+    let mut deployments = wanted(
         &observed.deployments,
         selection.as_ref(),
         observed.booted(),
         &observed.rejected,
         keep,
     );
+    // Processes may hold files of each, by mounts that are in no list any more.
+    deployments.extend(Live::read(device)?.deployments);
     let mounts = ps::all_mounts(Path::new("/proc")).map_err(Error::Proc)?;
     let incoming = unfinished.then(BTreeSet::new);
     Ok(collect::plan(&device.store, &Keep { newest: 0, deployments, mounts, incoming })?)

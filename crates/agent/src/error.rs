@@ -81,6 +81,9 @@ pub enum Error {
     /// A command could not be run in a private copy of a system.
     #[error(transparent)]
     Inside(#[from] crate::inside::InsideError),
+    /// The running system was not changed.
+    #[error(transparent)]
+    Live(#[from] crate::live::LiveError),
     /// A deployment could not be tried.
     #[error(transparent)]
     Try(#[from] crate::tryout::TryError),

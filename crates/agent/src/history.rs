@@ -59,9 +59,11 @@ pub enum Event {
     Strip,
     /// The search for a bad layer began, or learnt something.
     Search,
+    /// The running system shows another deployment's files.
+    Live,
 }
 
-const WORDS: [(Event, &str); 16] = [
+const WORDS: [(Event, &str); 17] = [
     (Event::Init, "init"),
     (Event::Upgrade, "upgrade"),
     (Event::UpgradeFailed, "upgrade-failed"),
@@ -78,6 +80,7 @@ const WORDS: [(Event, &str); 16] = [
     (Event::Repair, "repair"),
     (Event::Strip, "strip"),
     (Event::Search, "search"),
+    (Event::Live, "live"),
 ];
 
 impl Event {

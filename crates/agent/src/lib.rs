@@ -21,6 +21,7 @@
 //! | [`merge`], [`collect`], [`fsck`] | what keeps the disk in order |
 //! | [`ps`] | what runs from what |
 //! | [`inside`], [`tryout`] | commands in a private copy of a system; a deployment tried without a boot |
+//! | [`live`] | the running system shows another deployment, without a boot |
 //! | [`strip`], [`bisect`] | layers taken off, and the search for the bad one |
 //! | [`history`], [`rejected`], [`selection`] | files of its own below `/varve` |
 //!
@@ -44,6 +45,7 @@ pub mod init;
 pub mod inside;
 pub mod layer;
 pub mod lifecycle;
+pub mod live;
 pub mod merge;
 pub mod method;
 pub mod observe;

@@ -29,6 +29,8 @@ pub struct Status {
     pub selection_problem: Option<String>,
     /// What is running; none when this device is not.
     pub booted: Option<Booted>,
+    /// What the running system shows since in its place (`apply --live`).
+    pub live: Option<DeploymentName>,
     /// What is to be known of all this, first things first.
     pub situation: Vec<Situation>,
     /// Oldest first.
@@ -291,6 +293,7 @@ pub fn status(device: &Device) -> Result<Status, DeviceError> {
         tries: selection.and_then(|selection| selection.tries),
         selection_problem: observed.selection.as_ref().err().map(ToString::to_string),
         booted: observed.boot.as_ref().map(booted),
+        live: crate::live::Live::read(device)?.present().cloned(),
         situation: observed.situation(),
         deployments: observed.deployments.iter().map(deployment).collect(),
         unfinished: unfinished(device.store.incoming())?,

@@ -25,6 +25,7 @@ use varve_format::DeploymentName;
 use varve_rootfs::Deployment;
 use varve_sys::Dir;
 
+pub(crate) use mounts::is_of_layers;
 use mounts::{Mount, Mounts};
 pub use mounts::{Origin, all_mounts};
 
@@ -93,14 +94,16 @@ impl Process {
 }
 
 /// Looks at every process that stands on this device's system. `proc` is `/proc`;
-/// `varve` the open `/varve`; `booted` what the boot stage says it booted.
+/// `varve` the open `/varve`; `booted` what the boot stage says it booted, `live` what was
+/// shown since in its place.
 pub fn processes(
     proc: &Path,
     varve: &Dir,
     deployments: &[Deployment],
     booted: Option<&DeploymentName>,
+    live: Option<&DeploymentName>,
 ) -> std::io::Result<Vec<Process>> {
-    let mut look = Look { varve, deployments, booted, namespaces: HashMap::new() };
+    let mut look = Look { varve, deployments, booted, live, namespaces: HashMap::new() };
     let mut pids: Vec<u32> = std::fs::read_dir(proc)?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
@@ -113,6 +116,7 @@ struct Look<'a> {
     varve: &'a Dir,
     deployments: &'a [Deployment],
     booted: Option<&'a DeploymentName>,
+    live: Option<&'a DeploymentName>,
     /// The mounts of each mount namespace, by its link's text.
     namespaces: HashMap<OsString, Mounts>,
 }
@@ -140,7 +144,13 @@ impl Look<'_> {
             let origin = found.origin(self.varve, &within, deleted);
             let deployment = match origin {
                 Origin::Other => return None,
-                _ => self::deployment_of(found, root_mount, self.deployments, self.booted),
+                _ => {
+                    // A part of the system that is mounted by itself is what was shown live.
+                    let is_root = root_mount == Some(found.id());
+                    let live = self.live.filter(|_| !is_root && found.shows_a_part());
+                    let likely = live.or(self.booted);
+                    self::deployment_of(found, root_mount, self.deployments, likely)
+                }
             };
             uses.push(Use { how, path, origin, deployment, deleted });
             Some(())

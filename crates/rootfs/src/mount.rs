@@ -220,6 +220,43 @@ pub fn plan(
     Ok(MountPlan { steps, left_out })
 }
 
+/// One directory of a deployment as the release and the layers have it, read-only: what
+/// [`show`] makes a mount of. None when the deployment has no directory there.
+pub fn directory(
+    store: &Store,
+    record: &DeploymentRecord,
+    target: &TreePath,
+) -> Result<Option<Step>, AssembleError> {
+    let stack = root_paths(record, 0);
+    let failed = |index: usize, source| AssembleError::Stack { path: stack[index].clone(), source };
+    let mut layers = Vec::new();
+    for (index, path) in stack.iter().enumerate() {
+        layers.push(store.dir().open_dir(path).map_err(|source| failed(index, source))?);
+    }
+    let indexes = match lowers(&layers, target).map_err(|(index, source)| failed(index, source))? {
+        Lowers::Directories(indexes) => indexes,
+        Lowers::Hidden(_) => return Ok(None),
+    };
+    let lowers = indexes.into_iter().map(|index| stack[index].join(target.as_path())).collect();
+    let slug = target.to_string().trim_start_matches('/').replace('/', "-");
+    Ok(Some(Step { target: target.clone(), slug, lowers, top: Top::None }))
+}
+
+/// Makes the mount of a step that nothing is written through, and attaches it nowhere.
+/// Gives the overlay options that this kernel does not know too.
+pub fn show(store: &Store, step: &Step) -> Result<(mount::Detached, Vec<String>), AssembleError> {
+    let base = store.dir().fd();
+    let made = match &step.lowers[..] {
+        [alone] => bind_detached(base, alone, Access::ReadOnly, Reach::Alone)
+            .map(|mount| (mount, Vec::new())),
+        lowers => {
+            let overlay = Overlay { base, lowers, upper: None, source: SOURCE };
+            overlay_detached(&overlay).map(|made| (made.mount, made.refused))
+        }
+    };
+    made.map_err(|source| AssembleError::Mount { target: step.target.to_string(), source })
+}
+
 fn versioned(record: &DeploymentRecord, slug: &str) -> PathBuf {
     Path::new("state/versioned").join(record.name.as_str()).join(slug)
 }
@@ -411,20 +448,19 @@ impl Work<'_> {
     fn step(&mut self, step: &Step) -> Result<(), AssembleError> {
         let mount_error = |source| AssembleError::Mount { target: step.target.to_string(), source };
         let detached = match &step.top {
-            Top::None if step.lowers.len() == 1 => {
-                let store = self.store.dir().fd();
-                bind_detached(store, &step.lowers[0], Access::ReadOnly, Reach::Alone)
-                    .map_err(mount_error)?
+            Top::None => {
+                let (mount, refused) = show(self.store, step)?;
+                self.refused(refused);
+                mount
             }
-            Top::None => self.overlay(step, None)?,
             Top::Disk { holder } => {
                 self.prepare(step, holder, &["upper", "work"])?;
                 let upper = Upper { upper: holder.join("upper"), work: holder.join("work") };
-                self.overlay(step, Some(&upper))?
+                self.overlay(step, &upper)?
             }
             Top::Memory => {
                 let upper = self.memory_upper(step)?;
-                self.overlay(step, Some(&upper))?
+                self.overlay(step, &upper)?
             }
             Top::Bind { directory } => {
                 self.prepare(step, directory, &[])?;
@@ -451,21 +487,21 @@ impl Work<'_> {
         self.executed.compromises.push(whole_message(error));
     }
 
-    fn overlay(
-        &mut self,
-        step: &Step,
-        upper: Option<&Upper>,
-    ) -> Result<mount::Detached, AssembleError> {
+    fn overlay(&mut self, step: &Step, upper: &Upper) -> Result<mount::Detached, AssembleError> {
         let base = self.store.dir().fd();
-        let overlay = Overlay { base, lowers: &step.lowers, upper, source: SOURCE };
+        let overlay = Overlay { base, lowers: &step.lowers, upper: Some(upper), source: SOURCE };
         let made = overlay_detached(&overlay)
             .map_err(|source| AssembleError::Mount { target: step.target.to_string(), source })?;
-        for option in made.refused {
+        self.refused(made.refused);
+        Ok(made.mount)
+    }
+
+    fn refused(&mut self, options: Vec<String>) {
+        for option in options {
             if !self.executed.refused_options.contains(&option) {
                 self.executed.refused_options.push(option);
             }
         }
-        Ok(made.mount)
     }
 
     /// Makes the place for changes if it is missing, with the attributes that the

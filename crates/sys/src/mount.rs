@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
     OpenTreeFlags, UnmountFlags,
@@ -192,6 +192,15 @@ impl Detached {
             .map_err(|source| MountError::Attach { target: target.into(), source: source.into() })
     }
 
+    /// Puts it *under* the mount whose root is at `place`: that one lies over it, and taking
+    /// that one away shows this. So a path is never without what it shows. Linux 6.5 and
+    /// later; refused for a root directory (move_mount(2), MOVE_MOUNT_BENEATH).
+    pub fn attach_under(&self, place: &Path) -> Result<(), MountError> {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_BENEATH;
+        rustix::mount::move_mount(&self.0, c"", CWD, place, flags)
+            .map_err(|source| MountError::Attach { target: place.into(), source: source.into() })
+    }
+
     /// Puts it over the directory `path` beneath `root`: no link on the way is
     /// followed and none leads out, but mounts on the way are entered. An empty `path`
     /// is `root` itself.
@@ -245,6 +254,23 @@ pub fn bind_detached(
         Access::ReadWrite => attributes.clear = libc::MOUNT_ATTR_RDONLY,
     }
     set_attributes(mount.as_fd(), Path::new(""), reach, attributes)?;
+    Ok(mount)
+}
+
+/// Clones what is mounted at `path` (seen from `at`) and all below it, each as it is,
+/// private.
+pub fn copy_detached(at: impl AsFd, path: &Path) -> Result<Detached, MountError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
+    let mount = rustix::mount::open_tree(at, path, flags)
+        .map(Detached)
+        .map_err(|source| MountError::Bind { path: path.into(), source: source.into() })?;
+    let attributes = MountAttributes {
+        propagation: u64::from(MountPropagationFlags::PRIVATE.bits()),
+        ..Default::default()
+    };
+    set_attributes(mount.as_fd(), Path::new(""), Reach::WithSubmounts, attributes)?;
     Ok(mount)
 }
 
@@ -323,6 +349,18 @@ pub fn enter_private_namespace() -> Result<(), MountError> {
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
         .map_err(|source| MountError::Helper { path: "/".into(), source: source.into() })?;
     make_all_private()
+}
+
+/// Moves this *thread* into the mount namespace that `namespace` (an open
+/// `/proc/PID/ns/mnt`) is of: its root and working directory are that one's root.
+pub fn enter_namespace(namespace: impl AsFd) -> Result<(), MountError> {
+    let failed =
+        |source: rustix::io::Errno| MountError::Helper { path: "/".into(), source: source.into() };
+    // SAFETY: unshare(2) with CLONE_FS touches no memory; from here on this thread's root
+    // and working directory are its own, which setns(2) asks for.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }.map_err(failed)?;
+    let kind = Some(rustix::thread::LinkNameSpaceType::Mount);
+    rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).map_err(failed)
 }
 
 /// An fsopen(2) descriptor on its way to be a mount.

@@ -113,6 +113,18 @@ pub(crate) enum Command {
         varve try --boot                 all its services, in a container without network")]
     Try(Try),
 
+    /// Take what boots next into use now, in the running system
+    ///
+    /// --live: the running system shows the new files from one moment to the next; services
+    /// that run from files that changed are started anew, all else keeps the old ones until
+    /// it ends. Nothing is confirmed: the next boot tries it all the same. Where it is not
+    /// safe (another C library, another /etc, a writable root) it says why and changes
+    /// nothing.
+    #[command(after_help = "Examples:\n  \
+        varve layer add vim.deb && varve apply --live\n  \
+        varve apply --live --dry-run     what would change, who is started anew")]
+    Apply(Apply),
+
     /// What runs, what boots next, what is here, what happened
     Status,
 
@@ -267,6 +279,26 @@ pub(crate) struct Try {
     /// The command; no shell is involved [default: a shell]
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
+}
+
+/// See [`Command::Apply`].
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("way").required(true))]
+pub(crate) struct Apply {
+    /// With --live: which [default: what boots next]
+    pub deployment: Option<DeploymentName>,
+
+    /// In the running system
+    #[arg(long, group = "way")]
+    pub live: bool,
+
+    /// With --live: start no service anew
+    #[arg(long)]
+    pub no_restart: bool,
+
+    /// Say what would be done, and what speaks against it; change nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
 }
 
 /// See [`Command::Rollback`].

@@ -1,5 +1,6 @@
 //! Each command: open the device, call the update manager, show the answer.
 
+pub(crate) mod apply;
 pub(crate) mod keep;
 pub(crate) mod layer;
 pub(crate) mod lifecycle;
@@ -91,6 +92,7 @@ pub(crate) fn run(cli: Cli, cancel: &Cancel) -> Answer {
         Command::Init(args) => upgrade::init(&session, &args, cli.config.as_deref(), cli.root),
         Command::Check(args) => upgrade::check(&session, args),
         Command::Upgrade(args) => upgrade::upgrade(&session, args),
+        Command::Apply(args) => apply::run(&session, &args),
         Command::Try(args) => tryout::run(&session, args),
         Command::Status => lifecycle::status(&session),
         Command::Rollback(args) => lifecycle::rollback(&session, &args),
@@ -154,8 +156,13 @@ fn manual(directory: &std::path::Path) -> Answer {
 
 /// Asks the system to reboot.
 fn reboot() -> Result<(), Failure> {
-    let failed = |error| Failure::other("reboot with `systemctl reboot`", error);
-    let status = std::process::Command::new("systemctl").arg("reboot").status().map_err(failed)?;
+    systemctl(&["reboot"])
+}
+
+/// Asks systemd for something.
+fn systemctl(words: &[&str]) -> Result<(), Failure> {
+    let failed = |error| Failure::other(format!("run `systemctl {}`", words.join(" ")), error);
+    let status = std::process::Command::new("systemctl").args(words).status().map_err(failed)?;
     if status.success() {
         return Ok(());
     }

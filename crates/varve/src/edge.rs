@@ -181,6 +181,13 @@ fn answer(error: &Error) -> (Exit, Option<String>) {
         }
         Error::Store(StoreError::NoStore { .. }) => no_store(),
         Error::Layer(error) => return layer(error),
+        Error::Live(error) => {
+            let hint = match error.instead() {
+                Some(way) => format!("nothing was changed; {} does it", crate::show::apply::instead(way)),
+                None => "nothing was changed".to_owned(),
+            };
+            (Exit::Refused, hint)
+        }
         Error::Inside(InsideError::Mount(error)) => match error.io().map(|error| error.kind()) {
             Some(std::io::ErrorKind::PermissionDenied) => {
                 (Exit::Refused, "only root may mount: run it as root".into())

@@ -120,6 +120,11 @@ impl Mount {
         self.entry.id.into()
     }
 
+    /// Whether it is not a root, and nothing is written by it.
+    pub(super) fn shows_a_part(&self) -> bool {
+        self.entry.mount_point != Path::new("/") && self.upper.is_none() && !self.is_state
+    }
+
     pub(super) fn state_of(&self) -> Option<&DeploymentName> {
         self.state_of.as_ref()
     }
@@ -235,6 +240,12 @@ fn below_varve(path: &Path) -> Option<PathBuf> {
     let bytes = path.as_os_str().as_bytes();
     let found = bytes.windows(7).rposition(|window| window == b"/varve/")?;
     Some(PathBuf::from(OsStr::from_bytes(&bytes[found + 7..])))
+}
+
+/// Whether a mount shows layers or trees of a device and nothing that is written.
+pub(crate) fn is_of_layers(entry: MountEntry) -> bool {
+    let mount = Mount::new(entry);
+    !mount.lowers.is_empty() && mount.upper.is_none() && !mount.is_state
 }
 
 /// The mounts of every process's namespace: what stands on a layer or a tree must not be

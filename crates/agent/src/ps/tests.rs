@@ -79,7 +79,7 @@ fn a_process_on_an_overlay_is_traced_to_its_layers() {
     let child = Running(child);
     let deployments = [deployment("a", 1, &["base"]), deployment("b", 2, &["u2", "base"])];
     let seen = loop {
-        let all = processes(Path::new("/proc"), store.dir(), &deployments, None).unwrap();
+        let all = processes(Path::new("/proc"), store.dir(), &deployments, None, None).unwrap();
         let mine = all.into_iter().find(|process| process.pid == child.0.id());
         // Until exec has happened it is a copy of this test.
         match mine.filter(|process| process.name == "sleep") {

@@ -150,10 +150,11 @@ struct UseEntry<'a> {
 pub(crate) fn ps(session: &Session<'_>, args: &Ps) -> Answer {
     let device = session.device()?;
     let observed = Observed::look(&device)?;
-    let booted = observed.booted();
+    let live = varve_agent::live::Live::read(&device)?;
+    let (booted, live) = (observed.booted(), live.present());
+    let (proc, deployments) = (Path::new("/proc"), &observed.deployments);
     let mut processes =
-        ps::processes(Path::new("/proc"), device.store.dir(), &observed.deployments, booted)
-            .map_err(Error::Proc)?;
+        ps::processes(proc, device.store.dir(), deployments, booted, live).map_err(Error::Proc)?;
     if let Some(only) = &args.deployment {
         processes.retain(|process| process.deployments().contains(only));
     }

@@ -80,6 +80,9 @@ fn marks(deployment: &DeploymentStatus, status: &Status) -> String {
     if status.booted.as_ref().map(|booted| &booted.deployment) == name {
         marks.push("running".to_owned());
     }
+    if status.live.as_ref() == name {
+        marks.push("shown live".to_owned());
+    }
     if status.latest.as_ref() == name {
         marks.push(match status.tries {
             Some(tries) => format!("boots next, on trial ({tries} left)"),
@@ -221,6 +224,7 @@ fn sentence(record: &Record) -> String {
             "true" => format!("{} is {} without {}", get("deployment"), get("from"), get("off")),
             _ => format!("{}: the next boot is without {}", get("deployment"), get("off")),
         },
+        Some(Event::Live) => format!("{} shown in the place of {}", get("to"), get("from")),
         Some(Event::Search) => match record.get("verdict") {
             None => format!("{}: search for a bad layer", get("deployment")),
             Some(verdict) => {

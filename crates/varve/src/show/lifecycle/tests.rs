@@ -47,6 +47,7 @@ fn plain() -> Status {
             passed_over: Vec::new(),
             warnings: Vec::new(),
         }),
+        live: None,
         situation: Vec::new(),
         deployments: vec![deployment(1, true, true), deployment(2, true, false)],
         failed_releases: Vec::new(),
