@@ -1,6 +1,6 @@
 //! The limits that the figures are held against, each within one pair.
 
-use super::record::{Figures, PairName, Record, Way};
+use super::record::{By, Figures, PairName, Record, Way};
 use crate::bench::measure::Figure;
 
 /// Of what OSTree moves at its best.
@@ -22,20 +22,26 @@ pub(super) fn judge(record: &Record) -> Vec<Figure> {
     for (name, figures) in &record.pairs {
         pair(*name, figures, &mut all);
     }
-    if let Some(resume) = &record.resume {
-        all.push(limited(
-            "cut and killed: bytes".to_owned(),
-            resume.moved as f64 / resume.clean as f64,
-            RESUME,
-            "of a clean run",
-            format!(
-                "{} cuts, {} of them kill the process; {:.2} MB for {:.2} MB",
-                resume.cuts,
-                resume.kills,
-                resume.moved as f64 / 1e6,
-                resume.clean as f64 / 1e6
-            ),
-        ));
+    for (by, resume) in &record.resume {
+        let each = (resume.moved as f64 - resume.clean as f64) / resume.cuts as f64;
+        let note = format!(
+            "{} cuts, {} of them kill the process; {:.2} MB for {:.2} MB: {each:.0} bytes for each cut",
+            resume.cuts,
+            resume.kills,
+            resume.moved as f64 / 1e6,
+            resume.clean as f64 / 1e6
+        );
+        let part = resume.moved as f64 / resume.clean as f64;
+        all.push(match by {
+            By::Packs => {
+                let name = "cut and killed, by packs: bytes".to_owned();
+                limited(name, part, RESUME, "of a clean run", note)
+            }
+            // Below a request for each cut nobody comes, so of so few bytes a part says little.
+            By::Delta => {
+                Figure::fact("cut and killed, by delta: bytes", part, "of a clean run", note)
+            }
+        });
     }
     all
 }

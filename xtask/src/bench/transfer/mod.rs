@@ -23,7 +23,7 @@ mod record;
 pub(super) use ground::Ground;
 pub(super) use ours::{Stage, may_use};
 pub(crate) use record::PairName;
-pub(super) use record::{Record, Resume, now};
+pub(super) use record::{By, Record, Resume, now};
 
 use super::measure::{Cost, Figure};
 use crate::project::{Result, cache, root, write};

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Raised when older figures cannot be read any more; they are measured again then.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// From which release to which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
@@ -206,6 +206,18 @@ pub(super) struct Figures {
     pub(super) second_delta: Option<Took>,
 }
 
+/// How the contents came when the link was cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum By {
+    Packs,
+    Delta,
+}
+
+impl By {
+    pub(crate) const ALL: [Self; 2] = [Self::Packs, Self::Delta];
+}
+
 /// What cuts and kills cost.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Resume {
@@ -225,7 +237,8 @@ pub(crate) struct Resume {
 pub(crate) struct Record {
     format: u32,
     pub(super) pairs: BTreeMap<PairName, Figures>,
-    pub(crate) resume: Option<Resume>,
+    #[serde(default)]
+    pub(crate) resume: BTreeMap<By, Resume>,
 }
 
 impl Record {
@@ -262,7 +275,7 @@ impl Record {
                 .get(pair)
                 .is_some_and(|figures| Way::ALL.iter().all(|way| figures.rows.contains_key(way)))
         };
-        self.resume.is_some() && PairName::ALL.iter().all(whole)
+        By::ALL.iter().all(|by| self.resume.contains_key(by)) && PairName::ALL.iter().all(whole)
     }
 }
 
