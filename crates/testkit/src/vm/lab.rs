@@ -17,7 +17,7 @@ pub const VARIABLE: &str = "VARVE_LAB";
 
 /// How long a boot to the login may take. Emulated, on a busy machine of two cores, it
 /// is a minute; more than this is a failure.
-pub const BOOT: Duration = Duration::from_secs(240);
+pub const BOOT: Duration = Duration::from_secs(600);
 /// How long one command in a guest may take.
 pub const COMMAND: Duration = Duration::from_secs(90);
 /// How long an upgrade in a guest may take.
