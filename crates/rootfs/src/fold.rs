@@ -17,10 +17,10 @@ use std::sync::{Arc, Mutex};
 
 use varve_format::TreePath;
 use varve_sys::task::{Cancel, Cancelled, Progress};
-use varve_sys::{Attributes, Dir, FileType, Stat, SysError, Xattrs};
+use varve_sys::{Attributes, Dir, FileType, Name, Stat, SysError, Xattrs};
 
 use crate::pool::{self, Pool};
-use crate::view::{Found, Looked, MergedDir, OPAQUE};
+use crate::view::{Found, Looked, MergedDir, OPAQUE, Part};
 
 const PRIVATE: &[u8] = b"trusted.overlay.";
 /// What overlayfs keeps for one mount alone: left out of a merged layer.
@@ -203,7 +203,12 @@ impl Fold<'_> {
     ) -> Folded<()> {
         self.cancel.check()?;
         let Pair { from, to, path } = &**pair;
-        let names = from.names()?;
+        let names = match from.parts() {
+            [part] if self.how == How::Link && !self.foreign[part.layer] => {
+                self.link_plain(part, pair, counts)?
+            }
+            _ => from.names()?,
+        };
         self.progress.advance(names.len() as u64);
         let mut below = Vec::new();
         for (name, looked) in names {
@@ -232,6 +237,36 @@ impl Fold<'_> {
             pool.push(Task { pair: pair.clone(), below: Some(below) });
         }
         Ok(())
+    }
+
+    /// Links what a directory of one known layer says to be no directory and no whiteout:
+    /// that needs no look at the inode. Gives back the rest.
+    fn link_plain(
+        &self,
+        part: &Part,
+        pair: &Pair,
+        counts: &mut Counts,
+    ) -> Folded<Vec<(OsString, Looked)>> {
+        let mut rest = Vec::new();
+        let names = part.dir.names()?;
+        let all = names.len();
+        for Name { name, file_type } in names {
+            let plain = matches!(file_type, FileType::RegularFile | FileType::Symlink);
+            if plain {
+                match part.dir.hard_link(&name, &pair.to, &name) {
+                    Ok(()) => {
+                        counts.linked += 1;
+                        continue;
+                    }
+                    Err(error) if error.is_too_many_links() => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            let looked = pair.from.look(&name)?;
+            rest.push((name, looked));
+        }
+        self.progress.advance((all - rest.len()) as u64);
+        Ok(rest)
     }
 
     fn inode(&self, pair: &Pair, name: &OsStr, found: &Found, counts: &mut Counts) -> Folded<()> {
