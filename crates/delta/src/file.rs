@@ -18,7 +18,7 @@ const HEADER: usize = 8 + 32 + 32 + 8 + 8 + 4 + 4;
 /// The longest manifest that is read, in bytes.
 pub(crate) const MAX_MANIFEST: u64 = 1 << 28;
 /// The longest index that is read, in bytes.
-pub(crate) const MAX_INDEX: u64 = 1 << 26;
+pub(crate) const MAX_INDEX: u64 = 1 << 23;
 /// The longest delta that is read, in bytes.
 pub(crate) const MAX_SIZE: u64 = 1 << 40;
 

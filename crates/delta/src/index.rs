@@ -105,6 +105,9 @@ pub struct BadIndex {
 }
 
 const MAX_DEPTH: u32 = 12;
+/// The most memory that a parsed index may take, in bytes. A liar's operations of two
+/// bytes would take a hundred times their length.
+const MAX_MEMORY: usize = 24 << 20;
 
 /// The bytes of an index.
 pub(crate) fn to_bytes(groups: &[Group]) -> Vec<u8> {
@@ -128,7 +131,7 @@ pub(crate) fn to_bytes(groups: &[Group]) -> Vec<u8> {
 
 /// Reads an index.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<Group>, BadIndex> {
-    let mut input = In { bytes, at: 0 };
+    let mut input = In { bytes, at: 0, room: MAX_MEMORY };
     let groups = (0..input.count()?).map(|_| input.group()).collect::<Result<_, _>>()?;
     if input.at != bytes.len() {
         return Err(input.bad());
@@ -219,6 +222,8 @@ impl Out {
 struct In<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Bytes of memory that what is read may still take.
+    room: usize,
 }
 
 impl In<'_> {
@@ -250,6 +255,14 @@ impl In<'_> {
         if count > self.bytes.len() - self.at { Err(self.bad()) } else { Ok(count) }
     }
 
+    /// Makes room for one more thing in a list.
+    fn one<T>(&mut self) -> Result<(), BadIndex> {
+        // Lists grow to twice what they hold.
+        let taken = 2 * size_of::<T>();
+        self.room = self.room.checked_sub(taken).ok_or(self.bad())?;
+        Ok(())
+    }
+
     fn small(&mut self) -> Result<u32, BadIndex> {
         u32::try_from(self.number()?).map_err(|_| self.bad())
     }
@@ -263,6 +276,7 @@ impl In<'_> {
     }
 
     fn group(&mut self) -> Result<Group, BadIndex> {
+        self.one::<Group>()?;
         let (memory, late) = (self.number()?, self.number()? != 0);
         let log = self.number()?;
         if !(14..=24).contains(&log) {
@@ -272,6 +286,7 @@ impl In<'_> {
         let (mut content, mut old) = (0, 0);
         let entries = (0..self.count()?)
             .map(|_| {
+                self.one::<Entry>()?;
                 let content = self.near(&mut content)?;
                 Ok(Entry { content, recipe: self.recipe(&mut old, MAX_DEPTH)? })
             })
@@ -283,15 +298,20 @@ impl In<'_> {
         let content = self.near(last)?;
         let count = self.count()?;
         let steps = (0..count)
-            .map(|_| match self.number()? {
-                0 => {
-                    let count = self.count()?;
-                    let stretches = (0..count).map(|_| Ok((self.number()?, self.number()?)));
-                    Ok(Step::Gather(stretches.collect::<Result<_, _>>()?))
-                }
-                format => {
-                    let format = u8::try_from(format).ok().and_then(Format::from_byte);
-                    Ok(Step::Decode(format.ok_or(self.bad())?, self.number()?))
+            .map(|_| {
+                self.one::<Step>()?;
+                match self.number()? {
+                    0 => {
+                        let stretches = (0..self.count()?).map(|_| {
+                            self.one::<(u64, u64)>()?;
+                            Ok((self.number()?, self.number()?))
+                        });
+                        Ok(Step::Gather(stretches.collect::<Result<_, _>>()?))
+                    }
+                    format => {
+                        let format = u8::try_from(format).ok().and_then(Format::from_byte);
+                        Ok(Step::Decode(format.ok_or(self.bad())?, self.number()?))
+                    }
                 }
             })
             .collect::<Result<_, _>>()?;
@@ -315,6 +335,7 @@ impl In<'_> {
         }
         let ops = (0..head >> 1)
             .map(|_| {
+                self.one::<Op>()?;
                 Ok(match self.number()? {
                     0 => Op::Skeleton(self.number()?),
                     1 => Op::Leaf(self.leaf(last)?),
@@ -368,6 +389,16 @@ mod tests {
     #[test]
     fn comes_back_from_its_bytes() {
         assert_eq!(parse(&to_bytes(&groups())).unwrap(), groups());
+    }
+
+    #[test]
+    fn a_small_index_stays_small_in_memory() {
+        // A million operations of two bytes each would take a hundred times that.
+        let recipe = Recipe { skeleton: None, ops: vec![Op::Skeleton(0); 1 << 20] };
+        let entries = vec![Entry { content: 0, recipe }];
+        let bytes = to_bytes(&[Group { log: 14, entries, ..Group::default() }]);
+        assert!(bytes.len() < 3 << 20);
+        assert!(parse(&bytes).is_err());
     }
 
     #[test]

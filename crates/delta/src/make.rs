@@ -42,7 +42,7 @@ pub struct MakeLimits {
 
 impl Default for MakeLimits {
     fn default() -> Self {
-        Self { threads: 2, container: container::Limits::default(), light: 60 << 20 }
+        Self { threads: 2, container: container::Limits::default(), light: 37 << 20 }
     }
 }
 
@@ -351,8 +351,8 @@ fn kind_of(
 }
 
 /// Memory of a group's model with 2^[`LOG`] slots.
-const MODEL_MEMORY: u64 = 30 << 20;
-const LOG: u8 = 22;
+const MODEL_MEMORY: u64 = 15 << 20;
+const LOG: u8 = 20;
 
 /// What a group comes to: its place in the index, its stream, bytes by content.
 type Coded = (Group, Vec<u8>, Vec<(String, u64, u64)>);

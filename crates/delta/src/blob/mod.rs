@@ -106,7 +106,7 @@ impl BlobCoder {
             field_hits: Mixed::new(4 << FLAG_LOG, crate::address::KINDS * SOURCES, 127),
             text: Text::new(log),
             numbers: Numbers::new(class::ALL),
-            lasting: Memory::new(18),
+            lasting: Memory::new(16),
         }
     }
 

@@ -9,8 +9,8 @@ use crate::coder::model::{Mixed, Tables, hash};
 const HASHED: usize = 6;
 const INPUTS: usize = HASHED + 2;
 /// Bytes kept to find repetitions in.
-const HISTORY: usize = 1 << 22;
-const HASH_LOG: u32 = 18;
+const HISTORY: usize = 1 << 21;
+const HASH_LOG: u32 = 17;
 const LONGEST: usize = 63;
 
 /// What a miss knows beside the new bytes before it.

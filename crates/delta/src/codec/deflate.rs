@@ -3,6 +3,11 @@
 
 use super::Decoded;
 
+// What a liar writes makes preflate panic (see `encode`); that must end one content, not
+// the update manager.
+#[cfg(panic = "abort")]
+compile_error!("deltas need panics that unwind: set no panic = \"abort\" in this profile");
+
 pub(super) fn decode(bytes: &[u8], limit: usize) -> Option<Decoded> {
     use miniz_oxide::inflate::TINFLStatus;
     use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
