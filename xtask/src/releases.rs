@@ -9,7 +9,7 @@
 //! release the two are the same; then the older one is put together from the versions
 //! that the security archive still has and the kernel before the newest, so that an
 //! upgrade always changes something real. A third release has one small package more than
-//! the updated one ([`one_package`]).
+//! the updated one ([`one_package()`]).
 
 mod one_package;
 
