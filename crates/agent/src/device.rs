@@ -38,6 +38,8 @@ pub struct Places {
     pub boot_report: Option<PathBuf>,
     /// What is known of the way to the sources.
     pub link: Link,
+    /// Whether some room is kept for a full disk: see [`crate::ballast`].
+    pub ballast: bool,
 }
 
 impl Places {
@@ -48,6 +50,7 @@ impl Places {
             config: config::PATH.into(),
             boot_report: Some(BOOT_REPORT.into()),
             link: Link::default(),
+            ballast: true,
         }
     }
 
@@ -58,6 +61,7 @@ impl Places {
             config: config.into(),
             boot_report: None,
             link: Link::default(),
+            ballast: false,
         }
     }
 }
@@ -186,7 +190,11 @@ impl Device {
     /// Takes the right to change the device, and completes the history if a power cut kept
     /// a line from it. `command` is what others are told.
     pub fn lock(&self, command: &str, now: Timestamp) -> Result<Writer, DeviceError> {
-        lock(&self.store, command, now)
+        let writer = lock(&self.store, command, now)?;
+        if self.places.ballast {
+            crate::ballast::adjust(&self.store, self.config.reserve.0);
+        }
+        Ok(writer)
     }
 }
 

@@ -18,6 +18,7 @@
 //! | [`init`] | the first deployment of a physical root |
 //! | [`lifecycle`], [`health`] | confirm, roll back, shutdown |
 //! | [`proven`] | how long what runs has worked |
+//! | [`ballast`] | room for a full disk |
 //! | [`merge`], [`collect`], [`fsck`] | what keeps the disk in order |
 //! | [`ps`] | what runs from what |
 //! | [`inside`], [`tryout`] | commands in a private copy of a system; a deployment tried without a boot |
@@ -32,6 +33,7 @@
 #![allow(clippy::result_large_err, reason = "an error ends the work: none is on a hot path")]
 
 pub mod announce;
+pub mod ballast;
 pub mod bisect;
 pub mod choose;
 pub mod collect;

@@ -4,11 +4,12 @@
 use jiff::Timestamp;
 use serde::Serialize;
 use varve_boot::report::BootReport;
-use varve_format::DeploymentName;
 use varve_format::deployment::{Layout, OwnLayer, ReleaseRef, RootMode};
 use varve_format::selection::Selection;
+use varve_format::{DeploymentName, LayerName};
 use varve_rootfs::Deployment;
-use varve_sys::space::{self, Space};
+use varve_rootfs::space::{Cost, Costs};
+use varve_sys::space;
 use varve_sys::{Dir, SysError};
 
 use crate::device::{Device, DeviceError};
@@ -37,6 +38,10 @@ pub struct Status {
     pub deployments: Vec<DeploymentStatus>,
     /// Releases that failed here and are not tried again by themselves, oldest first.
     pub failed_releases: Vec<Rejection>,
+    /// What each layer and tree takes, those of the stack that boots next first.
+    pub parts: Vec<PartStatus>,
+    /// What `varve collect` would free.
+    pub collectable: Collectable,
     /// Contents of an upgrade that was not finished.
     pub unfinished: Unfinished,
     /// The file system that holds `/varve`.
@@ -92,6 +97,30 @@ pub struct DeploymentStatus {
     pub confirmed: bool,
     /// Its user keeps it.
     pub pinned: bool,
+    /// What it takes, its layers and its versioned state included.
+    pub cost: Cost,
+}
+
+/// One layer or tree.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PartStatus {
+    /// Its name.
+    pub name: LayerName,
+    /// What it takes.
+    pub cost: Cost,
+}
+
+/// What nothing needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Collectable {
+    /// Deployments.
+    pub deployments: usize,
+    /// Layers and trees.
+    pub parts: usize,
+    /// Bytes that become free.
+    pub bytes: u64,
 }
 
 /// What an interrupted upgrade left, verified, to be used by the next.
@@ -114,6 +143,8 @@ pub struct SpaceStatus {
     pub free: u64,
     /// Inodes that may still be used; none where they are made as needed.
     pub free_inodes: Option<u64>,
+    /// Files may share blocks here, which `cost` counts for each of them.
+    pub may_share_blocks: bool,
 }
 
 /// What the user should know, in the order of its weight.
@@ -284,8 +315,11 @@ fn boot_situation(selection: &Selection, boot: &BootReport) -> Option<Situation>
 }
 
 /// Looks at all of a device.
-pub fn status(device: &Device) -> Result<Status, DeviceError> {
+pub fn status(device: &Device) -> crate::error::Result<Status> {
     let observed = Observed::look(device)?;
+    let costs = varve_rootfs::space::costs(&device.store)?;
+    let going = crate::collect::plan(device, false)?;
+    let room = space::space(device.store.dir())?;
     let selection = observed.selection.as_ref().ok();
     Ok(Status {
         latest: selection.map(|selection| selection.latest.clone()),
@@ -295,9 +329,20 @@ pub fn status(device: &Device) -> Result<Status, DeviceError> {
         booted: observed.boot.as_ref().map(booted),
         live: crate::live::Live::read(device)?.present().cloned(),
         situation: observed.situation(),
-        deployments: observed.deployments.iter().map(deployment).collect(),
+        deployments: observed.deployments.iter().map(|d| deployment(d, &costs)).collect(),
+        parts: parts(&observed, &costs),
+        collectable: Collectable {
+            deployments: going.deployments.len(),
+            parts: going.layers.len() + going.trees.len(),
+            bytes: going.bytes,
+        },
         unfinished: unfinished(device.store.incoming())?,
-        space: space_status(space::space(device.store.dir())?),
+        space: SpaceStatus {
+            total: room.total,
+            free: room.free,
+            free_inodes: (room.free_inodes != u64::MAX).then_some(room.free_inodes),
+            may_share_blocks: space::may_share_blocks(device.store.dir())?,
+        },
         strange: observed.strange,
         failed_releases: observed.rejected.releases,
     })
@@ -316,8 +361,24 @@ fn booted(boot: &BootReport) -> Booted {
     }
 }
 
+/// Each layer and tree: those of what boots next in their order, then the others.
+fn parts(observed: &Observed, costs: &Costs) -> Vec<PartStatus> {
+    let latest: Vec<&LayerName> =
+        observed.latest().map(|latest| latest.record.parts().collect()).unwrap_or_default();
+    let mut parts: Vec<_> = costs
+        .parts
+        .iter()
+        .map(|(name, cost)| {
+            let order = latest.iter().position(|part| *part == name).unwrap_or(usize::MAX);
+            (order, PartStatus { name: name.clone(), cost: *cost })
+        })
+        .collect();
+    parts.sort_by_key(|(order, _)| *order);
+    parts.into_iter().map(|(_, part)| part).collect()
+}
+
 /// What is told of one deployment.
-pub fn deployment(deployment: &Deployment) -> DeploymentStatus {
+fn deployment(deployment: &Deployment, costs: &Costs) -> DeploymentStatus {
     let record = &deployment.record;
     let stack = match &record.stack {
         varve_format::deployment::Stack::Overlay { layers } => {
@@ -336,6 +397,7 @@ pub fn deployment(deployment: &Deployment) -> DeploymentStatus {
         title: record.title.clone(),
         confirmed: deployment.confirmed,
         pinned: deployment.pinned,
+        cost: costs.deployments.get(&record.name).copied().unwrap_or_default(),
     }
 }
 
@@ -352,14 +414,6 @@ fn unfinished(incoming: &Dir) -> Result<Unfinished, SysError> {
         }
     }
     Ok(unfinished)
-}
-
-fn space_status(space: Space) -> SpaceStatus {
-    SpaceStatus {
-        total: space.total,
-        free: space.free,
-        free_inodes: (space.free_inodes != u64::MAX).then_some(space.free_inodes),
-    }
 }
 
 #[cfg(test)]

@@ -151,6 +151,7 @@ impl Running {
             config: machine.config(),
             boot_report: Some(self.run.join("varve/boot.toml")),
             link: Default::default(),
+            ballast: false,
         }
     }
 

@@ -69,6 +69,14 @@ impl NewFile {
         Ok(())
     }
 
+    /// Takes blocks for the first `length` bytes and extends the file to them (fallocate(2)).
+    pub fn allocate(&self, length: u64) -> Result<()> {
+        rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, length)
+            .context("allocate", || self.path.clone())?;
+        trace::change(&self.path);
+        Ok(())
+    }
+
     /// Moves to an offset from the start.
     pub fn seek_to(&mut self, offset: u64) -> Result<()> {
         self.file.seek(SeekFrom::Start(offset)).context("seek in", || self.path.clone())?;

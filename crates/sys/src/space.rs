@@ -16,6 +16,15 @@ pub struct Space {
     pub free_inodes: u64,
 }
 
+/// Whether files of the file system that holds `dir` may share blocks (btrfs, XFS,
+/// bcachefs): then what a file takes is not what becomes free when it goes.
+pub fn may_share_blocks(dir: &Dir) -> Result<bool> {
+    // include/uapi/linux/magic.h; bcachefs: fs/bcachefs/bcachefs_format.h.
+    const SHARING: [u64; 3] = [0x9123_683e, 0x5846_5342, 0xca45_1a4e];
+    let info = rustix::fs::fstatfs(dir.fd()).context("see the kind of", || dir.path().into())?;
+    Ok(SHARING.contains(&(info.f_type as u64)))
+}
+
 /// Reads the room of the file system that holds `dir`.
 pub fn space(dir: &Dir) -> Result<Space> {
     let info = rustix::fs::fstatvfs(dir.fd()).context("see the space of", || dir.path().into())?;

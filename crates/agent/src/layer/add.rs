@@ -10,8 +10,8 @@ use varve_format::tree::Metadata;
 use varve_format::{LayerName, TreePath};
 use varve_rootfs::compose::{Composed, Composer};
 use varve_rootfs::resolve::Resolver;
+use varve_sys::Dir;
 use varve_sys::task::Unit;
-use varve_sys::{Dir, space};
 
 use super::archive::{self, Budget, Rules};
 use super::deb::{self, Package};
@@ -98,8 +98,7 @@ fn fill(
 ) -> Result<(Composed, Vec<Package>)> {
     let mut composer = Composer::new(tree, device.store.root_dirs(&base.record)?);
     let mut system = Resolver::new(device.store.root_dirs(&base.record)?);
-    let free = space::space(device.store.dir())?.free;
-    let mut budget = Budget::new(free.saturating_sub(device.config.reserve.0));
+    let mut budget = Budget::of(device)?;
     let mut packages = Vec::new();
     let mut stanzas = Vec::new();
     let devices = &device.config.policy.devices;

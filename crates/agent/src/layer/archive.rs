@@ -10,10 +10,11 @@ use std::path::Path;
 use varve_format::TreePath;
 use varve_format::tree::{Metadata, Time};
 use varve_rootfs::compose::{ComposeError, Composer};
-use varve_sys::{Dir, FileType, NewFile, Stat, SysError};
+use varve_sys::{Dir, FileType, NewFile, Stat, SysError, space};
 
 use super::LayerError;
 use crate::config::Allowed;
+use crate::device::Device;
 
 /// What every source is held to.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +46,10 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    pub(super) fn new(free: u64) -> Self {
-        Self { free, left: free }
+    /// What the device's disk has beyond the reserve.
+    pub(super) fn of(device: &Device) -> Result<Self, LayerError> {
+        let free = space::space(device.store.dir())?.free.saturating_sub(device.config.reserve.0);
+        Ok(Self { free, left: free })
     }
 
     pub(super) fn take(&mut self, bytes: u64) -> Result<(), LayerError> {

@@ -19,6 +19,7 @@ use varve_rootfs::merge;
 use varve_sys::Dir;
 use varve_sys::task::Unit;
 
+use super::archive::Budget;
 use super::{Changed, LayerError, Proposed, base, begin, kept, or_abandon, propose, record_of};
 use crate::device::{Device, Writer};
 use crate::error::Result;
@@ -39,6 +40,9 @@ pub fn capture(
     let base = base(&observed)?;
     let on = observed.booted().and_then(|name| observed.deployment(name)).unwrap_or(base);
     let upper = upper(device, &observed, on)?;
+    // The layer, and at most as much again for the new top.
+    let changed = varve_rootfs::space::held(&upper)?;
+    Budget::of(device)?.take(changed.bytes.saturating_mul(2))?;
     let draft = begin(device, base, name)?;
     context.progress.begin("capturing", Unit::Paths, None);
     let copied = merge::copy(upper, draft.tree(), context.progress, context.cancel);

@@ -31,7 +31,6 @@ use varve_rootfs::given::{self, ScanError, Scanned};
 use varve_rootfs::own::Draft;
 use varve_rootfs::resolve::Resolver;
 use varve_rootfs::{Deployment, Needed, Request, SourceCheck};
-use varve_sys::space;
 
 use super::add::update_path;
 use super::archive::Budget;
@@ -185,8 +184,7 @@ fn fill(
     }
     let missing = plan.fetch.iter().map(|Needed { digest, size }| (*digest, *size));
     let fetch = contents::plan(missing, indexes, store.incoming(), sources)?;
-    let free = space::space(store.dir())?.free;
-    let mut budget = Budget::new(free.saturating_sub(device.config.reserve.0));
+    let mut budget = Budget::of(device)?;
     budget.take(plan.write_bytes)?;
     budget.take(fetch.disk_bytes())?;
     contents::fetch(&fetch, sources, store.incoming(), progress, cancel).1?;

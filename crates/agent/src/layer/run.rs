@@ -26,6 +26,7 @@ use varve_sys::mount::{Overlay, Upper, overlay_detached};
 use varve_sys::task::Cancel;
 
 use super::add::update_path;
+use super::archive::Budget;
 use super::{
     Changed, LayerError, Proposed, base, begin, dpkg, kept, or_abandon, propose, record_of,
 };
@@ -61,6 +62,8 @@ const NOT_KEPT: [&str; 22] = [
     "var/tmp",
     "var/run",
 ];
+/// Holds the reserve beside the writable top.
+const RESERVE: &str = "reserve";
 /// The longest status of dpkg that is read, in bytes.
 const MAX_STATUS: u64 = 64 << 20;
 
@@ -116,7 +119,9 @@ fn run_and_fold(
         command,
     };
     let cancel = context.cancel;
+    hold_reserve(device, &scratch)?;
     inside::in_private_namespace(|| inside.run(cancel))?;
+    scratch.unlink(RESERVE)?;
     cancel.check()?;
 
     let status = upper_status(&upper)?;
@@ -148,6 +153,18 @@ fn run_and_fold(
         return Err(LayerError::NoChange { command: command.join(" ") }.into());
     }
     Ok(draft.drop_scratch()?)
+}
+
+/// Takes the reserve's blocks while the command runs: whatever it writes, it meets a full
+/// disk before it meets the reserve.
+fn hold_reserve(device: &Device, scratch: &Dir) -> Result<()> {
+    let reserve = device.config.reserve.0;
+    Budget::of(device)?.take(1)?;
+    let file = scratch.create_file(RESERVE, 0o600)?;
+    match reserve {
+        0 => Ok(()),
+        _ => Ok(file.allocate(reserve)?),
+    }
 }
 
 /// Whether there is nothing but directories.

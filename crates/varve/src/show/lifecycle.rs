@@ -2,7 +2,7 @@
 
 use varve_agent::history::{Event, Line, Record};
 use varve_agent::lifecycle::{AfterBoot, Finalized};
-use varve_agent::observe::{DeploymentStatus, Situation, Status};
+use varve_agent::observe::{Collectable, DeploymentStatus, Situation, Status};
 use varve_term::Columns;
 use varve_term::human::{bytes, count, plural};
 
@@ -17,7 +17,8 @@ pub(crate) fn status(status: &Status, verbose: bool) -> String {
     if !status.situation.is_empty() {
         text.push('\n');
     }
-    let mut table = Columns::new(&["DEPLOYMENT", "RELEASE", "LAYOUT", "STAGED", "STATE"]);
+    let mut table =
+        Columns::new(&["DEPLOYMENT", "RELEASE", "LAYOUT", "STAGED", "TAKES", "ALONE", "STATE"]);
     for deployment in status.deployments.iter().rev() {
         let release = deployment.release.as_ref().map_or("-".into(), |r| r.name.to_string());
         table.row([
@@ -25,6 +26,8 @@ pub(crate) fn status(status: &Status, verbose: bool) -> String {
             release,
             deployment.layout.to_string(),
             deployment.created.strftime("%Y-%m-%d").to_string(),
+            bytes(deployment.cost.total),
+            bytes(deployment.cost.alone),
             marks(deployment, status),
         ]);
     }
@@ -50,6 +53,15 @@ pub(crate) fn status(status: &Status, verbose: bool) -> String {
         text.push_str(&format!(", and {}", plural(inodes, "inode", "inodes")));
     }
     text.push_str(".\n");
+    let Collectable { deployments, parts, bytes: freed } = status.collectable;
+    if deployments > 0 || parts > 0 {
+        text.push_str(&format!(
+            "`varve collect` would free {} of {} and {}.\n",
+            bytes(freed),
+            plural(deployments as u64, "deployment", "deployments"),
+            plural(parts as u64, "layer or tree", "layers or trees")
+        ));
+    }
     if status.unfinished.files > 0 {
         text.push_str(&format!(
             "An unfinished upgrade has fetched {} in {}; the next one goes on there.\n",
@@ -66,6 +78,15 @@ pub(crate) fn status(status: &Status, verbose: bool) -> String {
         }
         for deployment in &status.deployments {
             text.push_str(&format!("{}: {}\n", deployment.name, deployment.stack.join(", ")));
+        }
+        for part in &status.parts {
+            let (total, alone) = (bytes(part.cost.total), bytes(part.cost.alone));
+            text.push_str(&format!("{} takes {total}, {alone} of it alone\n", part.name));
+        }
+        if status.space.may_share_blocks {
+            text.push_str(
+                "Files may share blocks on this file system: what they share is counted for each.\n",
+            );
         }
     }
     for strange in &status.strange {

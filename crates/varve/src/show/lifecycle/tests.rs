@@ -1,7 +1,8 @@
-use varve_agent::observe::{Booted, SpaceStatus, Unfinished};
+use varve_agent::observe::{Booted, PartStatus, SpaceStatus, Unfinished};
 use varve_agent::rejected::Rejection;
 use varve_format::ReleaseDigest;
 use varve_format::deployment::{Layout, ReleaseRef, RootMode};
+use varve_rootfs::space::Cost;
 
 use super::*;
 
@@ -22,6 +23,7 @@ fn deployment(n: u8, confirmed: bool, pinned: bool) -> DeploymentStatus {
         title: String::new(),
         confirmed,
         pinned,
+        cost: Cost { total: 612_000_000, alone: 79_000_000 + u64::from(n) },
     }
 }
 
@@ -51,8 +53,18 @@ fn plain() -> Status {
         situation: Vec::new(),
         deployments: vec![deployment(1, true, true), deployment(2, true, false)],
         failed_releases: Vec::new(),
+        parts: vec![PartStatus {
+            name: "base".parse().unwrap(),
+            cost: Cost { total: 500_000_000, alone: 1_000_000 },
+        }],
+        collectable: Collectable { deployments: 1, parts: 2, bytes: 80_000_000 },
         unfinished: Unfinished::default(),
-        space: SpaceStatus { total: 8 << 30, free: 3 << 30, free_inodes: Some(412_345) },
+        space: SpaceStatus {
+            total: 8 << 30,
+            free: 3 << 30,
+            free_inodes: Some(412_345),
+            may_share_blocks: true,
+        },
         strange: Vec::new(),
     }
 }

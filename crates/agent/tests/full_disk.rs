@@ -1,0 +1,211 @@
+//! A disk without a free byte: what frees room works, on a real file system.
+
+#![allow(clippy::disallowed_methods, reason = "scratch files of a test")]
+#![allow(clippy::result_large_err, reason = "an error ends the work: none is on a hot path")]
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{Lab, noise, now, with_context};
+use varve_agent::layer::{self, Change, LayerError};
+use varve_agent::{Device, Error, Places, ballast, collect, lifecycle, observe};
+use varve_sys::task::Cancel;
+
+/// A device on an ext4 of its own, with nothing set aside for root.
+struct SmallDisk {
+    lab: Lab,
+}
+
+impl SmallDisk {
+    fn new(megabytes: u64) -> Option<Self> {
+        let lab = Lab::new().with("reserve = \"1 MiB\"");
+        let image = lab.folder.path().join("image");
+        fs::File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
+        let run = |program: &str, args: &[&str]| {
+            let output = Command::new(program).args(args).output();
+            output.is_ok_and(|output| output.status.success())
+        };
+        let (image, disk) = (image.display().to_string(), lab.disk().display().to_string());
+        let made = run("mkfs.ext4", &["-q", "-F", "-m", "0", &image])
+            && run("mount", &["-o", "loop", &image, &disk]);
+        if !made {
+            eprintln!("=== NOT RUN: this test makes and mounts an ext4: it needs root ===");
+            return None;
+        }
+        Some(Self { lab })
+    }
+
+    fn places(&self) -> Places {
+        Places { ballast: true, ..self.lab.places() }
+    }
+
+    /// Writes until nothing more fits.
+    fn fill(&self) {
+        let path = self.lab.disk().join("filler");
+        let mut file = fs::File::options().create(true).append(true).open(path).unwrap();
+        for size in [1 << 20, 64 << 10, 4096, 1] {
+            let piece = noise(3, size);
+            while file.write_all(&piece[..size]).is_ok() {}
+        }
+        let _ = file.sync_all();
+        assert_eq!(self.free(), 0);
+    }
+
+    fn free(&self) -> u64 {
+        let stat = rustix::fs::statvfs(self.lab.disk()).unwrap();
+        stat.f_bavail * stat.f_frsize
+    }
+
+    fn empty(&self) {
+        let _ = fs::remove_file(self.lab.disk().join("filler"));
+    }
+
+    fn change(&self, change: &Change) -> Result<layer::Changed, Error> {
+        let device = Device::open(self.places()).unwrap();
+        let writer = device.lock("layer", now()).unwrap();
+        with_context(&Cancel::new(), |context| {
+            layer::change(&device, &writer, change, false, context)
+        })
+    }
+
+    fn add(&self, name: &str, bytes: &[u8]) -> Result<layer::Added, Error> {
+        let dir: PathBuf = self.lab.folder.path().join(name);
+        fs::create_dir_all(dir.join("opt")).unwrap();
+        fs::write(dir.join("opt").join(name), bytes).unwrap();
+        let device = Device::open(self.places()).unwrap();
+        let writer = device.lock("layer", now()).unwrap();
+        let name = name.parse().unwrap();
+        with_context(&Cancel::new(), |context| {
+            layer::add(&device, &writer, Some(&name), &[dir], "", false, context)
+        })
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.lab.disk()).status();
+    }
+}
+
+fn accept(lab: &Lab) -> String {
+    let booted = lab.boot(false);
+    lab.after_boot();
+    booted
+}
+
+fn blocks(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
+}
+
+#[test]
+fn with_no_byte_free_layers_are_removed_and_what_nothing_needs_is_collected() {
+    let Some(disk) = SmallDisk::new(40) else { return };
+    let lab = &disk.lab;
+    lab.publish("r1");
+    lab.init();
+    disk.add("games", &noise(1, 3_000_000)).unwrap();
+    let with_games = accept(lab);
+    let file = lab.disk().join("varve").join(ballast::FILE);
+    assert!(blocks(&file) >= ballast::SIZE, "room was set aside, in real blocks");
+
+    // A deployment that was kept by a pin alone, with a layer that its user removed.
+    let device = lab.device();
+    let pin = |name: &str, pinned| {
+        let device = lab.device();
+        let writer = device.lock("pin", now()).unwrap();
+        with_context(&Cancel::new(), |context| {
+            lifecycle::pin(&device, &writer, &name.parse().unwrap(), pinned, context).unwrap()
+        })
+    };
+    pin(&with_games, true);
+    disk.change(&Change::Remove("games".into())).unwrap();
+    accept(lab);
+    disk.add("mine", b"small").unwrap();
+    accept(lab);
+    disk.add("more", b"small").unwrap();
+    accept(lab);
+    pin(&with_games, false);
+    disk.fill();
+
+    // Looking works, and says what would help.
+    let status = observe::status(&device).unwrap();
+    assert_eq!(status.space.free, 0);
+    assert_eq!((status.collectable.deployments, status.collectable.parts), (1, 1));
+    assert!(status.collectable.bytes > 3_000_000, "{:?}", status.collectable);
+    let cost = |name: &str| {
+        let found = status.parts.iter().find(|part| part.name.as_str() == name);
+        found.unwrap().cost
+    };
+    assert!(cost("games").alone >= 3_000_000, "{:?}", cost("games"));
+    assert!(cost("mine").total < 100_000);
+    let base: u64 = status.deployments.iter().map(|d| d.cost.alone).sum();
+    assert!(base < 3_500_000, "what deployments share is nobody's alone");
+
+    // What was there before is taken off: its records fit into the ballast.
+    disk.change(&Change::Remove("mine".into())).unwrap();
+    assert!(!file.exists(), "given away");
+    let latest = lab.device().store.deployment(&lab.selection().latest).unwrap();
+    assert!(latest.record.own.iter().all(|own| own.layer.as_str() != "mine"));
+    assert!(disk.free() > 3_000_000, "and the policy collected what nothing needs");
+
+    // Full again, without a ballast: deleting needs no room at all.
+    disk.empty();
+    disk.add("large", &noise(2, 2_000_000)).unwrap();
+    let with_large = accept(lab);
+    pin(&with_large, true);
+    disk.change(&Change::Remove("large".into())).unwrap();
+    accept(lab);
+    disk.change(&Change::Off("more".into())).unwrap();
+    accept(lab);
+    disk.change(&Change::On("more".into())).unwrap();
+    accept(lab);
+    pin(&with_large, false);
+    let _ = fs::remove_file(&file);
+    disk.fill();
+    let device = lab.device();
+    let writer = device.lock("collect", now()).unwrap();
+    let plan = collect::plan(&device, true).unwrap();
+    with_context(&Cancel::new(), |context| {
+        collect::execute(&device, &writer, &plan, context).unwrap()
+    });
+    drop(writer);
+    assert!(plan.bytes > 2_000_000, "{plan:?}");
+    assert!(disk.free() > 2_000_000, "{} are free", disk.free());
+    disk.empty();
+    lab.check_all();
+}
+
+/// What the reserve is for is never used up by a layer, whatever a command writes.
+#[test]
+fn a_capture_and_a_layer_that_do_not_fit_are_refused_and_leave_nothing() {
+    let Some(disk) = SmallDisk::new(24) else { return };
+    let lab = &disk.lab;
+    lab.publish("r1");
+    lab.init();
+    let free = disk.free();
+    let refused = disk.add("big", &noise(4, usize::try_from(free).unwrap())).unwrap_err();
+    assert!(matches!(refused, Error::Layer(LayerError::Room { .. })), "{refused}");
+    assert_eq!(disk.free(), free - 2 * 1024 * 1024, "but for the ballast");
+    // A top that fits once and not twice: the layer, and what follows the reboot.
+    let report = lab.folder.path().join("run/boot.toml");
+    let text = fs::read_to_string(&report).unwrap();
+    fs::write(&report, text.replace("\"read-only\"", "\"persistent\"")).unwrap();
+    let top = lab.disk().join("varve/state/versioned/r1/!/upper/opt");
+    fs::create_dir_all(&top).unwrap();
+    let size = usize::try_from(disk.free() * 6 / 10).unwrap();
+    fs::write(top.join("big"), noise(5, size)).unwrap();
+    let device = Device::open(disk.places()).unwrap();
+    let writer = device.lock("layer capture", now()).unwrap();
+    let name = "top".parse().unwrap();
+    let refused = with_context(&Cancel::new(), |context| {
+        layer::capture(&device, &writer, &name, "", false, context).unwrap_err()
+    });
+    assert!(matches!(refused, Error::Layer(LayerError::Room { .. })), "{refused}");
+    assert!(!lab.disk().join("varve/layers/top").exists());
+    assert_eq!(fs::read_dir(lab.disk().join("varve/staging")).unwrap().count(), 0);
+}
