@@ -1,6 +1,8 @@
 //! Makes a delta between two directories, applies it, checks every content, and prints
 //! what it took: `delta OLD NEW [MEMORY in MiB] [THREADS]`.
 
+#![allow(clippy::disallowed_methods, reason = "scratch files of an example")]
+
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -16,21 +18,21 @@ use varve_format::{ContentDigest, TreePath, verity};
 #[derive(Default)]
 struct Store {
     paths: HashMap<ContentDigest, PathBuf>,
-    made: Mutex<HashMap<ContentDigest, Vec<u8>>>,
+    made: Mutex<HashMap<ContentDigest, PathBuf>>,
 }
 
 impl Contents for Store {
     fn read(&self, digest: &ContentDigest) -> std::io::Result<Option<Vec<u8>>> {
-        if let Some(bytes) = self.made.lock().unwrap().get(digest) {
-            return Ok(Some(bytes.clone()));
-        }
-        self.paths.get(digest).map(std::fs::read).transpose()
+        let made = self.made.lock().unwrap().get(digest).cloned();
+        made.or_else(|| self.paths.get(digest).cloned()).map(std::fs::read).transpose()
     }
 }
 
 impl Sink for Store {
     fn put(&self, digest: &ContentDigest, bytes: &[u8]) -> std::io::Result<()> {
-        self.made.lock().unwrap().insert(*digest, bytes.to_vec());
+        let path = std::env::temp_dir().join(format!("{}-{digest}", std::process::id()));
+        std::fs::write(&path, bytes)?;
+        self.made.lock().unwrap().insert(*digest, path);
         Ok(())
     }
 }
@@ -125,8 +127,19 @@ fn main() {
     println!("opened in {:.1?}", clock.elapsed());
     assert_eq!(opened.manifest(), to);
     let applied = opened.apply(&delta, &old, &old, Limits { memory, threads }).unwrap();
+    for (offer, time) in opened.groups().zip(&applied.times) {
+        println!(
+            "group of {} contents: {} bytes, states {} MiB, took {time:.1?}",
+            offer.contents.len(),
+            offer.stream.end - offer.stream.start,
+            offer.memory >> 20
+        );
+    }
     println!("applied in {:.1?}: made {}, {}", clock.elapsed(), applied.made, peak());
     for (digest, size, why) in &applied.left {
         println!("left {size} {why:?} {:?}", new.paths[digest]);
+    }
+    for path in old.made.lock().unwrap().values() {
+        std::fs::remove_file(path).unwrap();
     }
 }

@@ -20,11 +20,12 @@ use varve_format::manifest::{Manifest, ManifestError};
 use varve_format::{ContentDigest, ReleaseDigest, verity};
 
 use crate::address::Anatomy;
-use crate::blob::{Alignment, BlobCoder, Reference};
-use crate::codec;
+use crate::blob::frame::{Foretold, FrameCoder, Part};
+use crate::blob::{Alignment, BlobCoder, Block, Reference};
+use crate::codec::{self, frame};
 use crate::coder::Decoder;
 use crate::file::{self, FileError, Header};
-use crate::index::{self, BadIndex, Group, Leaf, Op, Recipe};
+use crate::index::{self, BadIndex, Group, Leaf, Op, Recipe, Source};
 use crate::manifest;
 use crate::source::{Contents, Reader, SourceError};
 
@@ -359,6 +360,9 @@ struct Work<'a> {
     number: usize,
     group: &'a Group,
     coder: Option<BlobCoder>,
+    frames: Option<FrameCoder>,
+    /// Where the old bytes of the last leaf went.
+    blocks: Vec<Block>,
     reader: Reader<'a>,
     new: Reader<'a>,
     sink: &'a dyn Sink,
@@ -398,6 +402,8 @@ impl<'a> Work<'a> {
             number: group,
             group: &delta.groups[group],
             coder: None,
+            frames: None,
+            blocks: Vec::new(),
             reader: Reader::new(contents, &delta.old).at_most(most),
             new: Reader::new(contents, &delta.new),
             sink,
@@ -487,7 +493,7 @@ impl<'a> Work<'a> {
                     let mut bytes = self.leaf(decoder, leaf, room)?;
                     if out.is_empty() { out = bytes } else { out.append(&mut bytes) }
                 }
-                _ if skip && !matches!(op, Op::Encode(..)) => {}
+                _ if skip && !matches!(op, Op::Encode(..) | Op::Frame(..)) => {}
                 Op::Content(number) => {
                     let bytes = self.new.content(*number);
                     match bytes {
@@ -512,12 +518,52 @@ impl<'a> Work<'a> {
                         out.extend_from_slice(&codec::encode(settings, &plain).unwrap_or_default());
                     }
                 }
+                Op::Frame(old, inner) => {
+                    // What was chosen can only be followed along the text itself.
+                    let most = limit.saturating_mul(MOST_EXPANSION);
+                    let text = self.build(decoder, inner, most, false)?.ok_or(Stop::Wrong)?;
+                    self.frame(decoder, old.as_ref(), inner, &text, (&mut out, limit))?;
+                }
             }
             if out.len() as u64 > limit {
                 return Err(Stop::Wrong);
             }
         }
         Ok((!skip).then_some(out))
+    }
+
+    /// Puts the frame of `text` behind what is made so far, at most so many bytes.
+    fn frame(
+        &mut self,
+        decoder: &mut Decoder<'_>,
+        old: Option<&Source>,
+        inner: &Recipe,
+        text: &[u8],
+        (out, limit): (&mut Vec<u8>, u64),
+    ) -> Result<(), Stop> {
+        let blocks = std::mem::take(&mut self.blocks);
+        let old_text;
+        let foretold = match old {
+            None => None,
+            Some(old) => {
+                old_text = self.reader.bytes(inner.text_of(old).ok_or(Stop::Wrong)?)?;
+                let stream = self.reader.bytes(old)?;
+                self.reader.forget();
+                Some(Foretold::new(&old_text, &stream, &blocks).ok_or(Stop::Wrong)?)
+            }
+        };
+        let coder = self.frames.get_or_insert_with(FrameCoder::new);
+        let mut maker = frame::Maker::new();
+        let mut each = |part: Part<'_>| {
+            match part {
+                Part::Own(bytes) => out.extend_from_slice(bytes),
+                Part::Block(block, text, sequences, last) => {
+                    maker.block(block, text, sequences, last, out)?;
+                }
+            }
+            (out.len() as u64 <= limit).then_some(())
+        };
+        coder.code(decoder, text, foretold.as_ref(), None, &mut each).map_err(|_| Stop::Wrong)
     }
 
     fn leaf(
@@ -541,7 +587,8 @@ impl<'a> Work<'a> {
                 coder.code(decoder, Some(reference), &Alignment::default(), &mut out)
             }
         };
-        if result.is_err() { Err(Stop::Wrong) } else { Ok(out) }
+        self.blocks = result.map_err(|_| Stop::Wrong)?;
+        Ok(out)
     }
 }
 

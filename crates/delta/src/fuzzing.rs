@@ -17,6 +17,12 @@ pub fn walk(bytes: &[u8]) -> usize {
     container::walk(bytes, &limits, false, &|_| false, None).pieces.len()
 }
 
+/// Reads a Zstandard frame's choices, and writes it of them and its text; whether that
+/// gives the same frame.
+pub fn frame(bytes: &[u8], text: &[u8]) -> bool {
+    crate::codec::frame::comes_back(bytes, text)
+}
+
 /// The index of a liar.
 pub fn parse_index(bytes: &[u8]) {
     if let Ok(groups) = index::parse(bytes) {

@@ -49,6 +49,9 @@ pub(crate) enum Op {
     Copy(Source, u64),
     /// A stream made of what the recipe builds.
     Encode(Settings, Recipe),
+    /// A Zstandard frame of what the recipe builds, by what its encoder chose, which is
+    /// coded after it; with the old frame that foretells it.
+    Frame(Option<Source>, Recipe),
 }
 
 /// How bytes are put together.
@@ -71,8 +74,21 @@ impl Recipe {
                 Op::Content(number) => _ = new.insert(*number),
                 Op::Copy(source, _) => _ = old.insert(source.content),
                 Op::Encode(_, inner) => inner.sources(old, new),
+                Op::Frame(frame, inner) => {
+                    old.extend(frame.as_ref().map(|source| source.content));
+                    inner.sources(old, new);
+                }
             }
         }
+    }
+
+    /// The old text of an old frame, when this recipe is nothing but that text changed.
+    pub(crate) fn text_of(&self, frame: &Source) -> Option<&Source> {
+        let [Op::Leaf(Leaf { old: Some(text), .. })] = &self.ops[..] else { return None };
+        let (last, steps) = text.steps.split_last()?;
+        let of = text.content == frame.content && steps == frame.steps;
+        (of && self.skeleton.is_none() && matches!(last, Step::Decode(Format::Zstd, _)))
+            .then_some(text)
     }
 }
 
@@ -206,6 +222,14 @@ impl Out {
                     self.number(3);
                     self.source(source, last);
                     self.number(*length);
+                }
+                Op::Frame(old, recipe) => {
+                    self.number(4);
+                    self.number(u64::from(old.is_some()));
+                    if let Some(old) = old {
+                        self.source(old, last);
+                    }
+                    self.recipe(recipe, last);
                 }
                 Op::Encode(settings, recipe) => {
                     self.number(4 + settings.format() as u64);
@@ -341,12 +365,21 @@ impl In<'_> {
                     1 => Op::Leaf(self.leaf(last)?),
                     2 => Op::Content(self.small()?),
                     3 => Op::Copy(self.source(last)?, self.number()?),
+                    4 => {
+                        let old = match self.number()? {
+                            0 => None,
+                            _ => Some(self.source(last)?),
+                        };
+                        Op::Frame(old, self.recipe(last, depth - 1)?)
+                    }
                     format => {
                         let format = u8::try_from(format - 4).ok().and_then(Format::from_byte);
                         let format = format.ok_or(self.bad())?;
                         let length = self.count()?;
                         let bytes = &self.bytes[self.at..self.at + length];
-                        let settings = Settings::from_bytes(format, bytes).ok_or(self.bad())?;
+                        let settings = Settings::from_bytes(format, bytes)
+                            .filter(|settings| *settings != Settings::Chosen)
+                            .ok_or(self.bad())?;
                         self.at += length;
                         Op::Encode(settings, self.recipe(last, depth - 1)?)
                     }
@@ -376,6 +409,8 @@ mod tests {
                 Op::Leaf(Leaf { length: 300, old: None }),
                 Op::Encode(Settings::Lz4Legacy { level: 9 }, inner),
                 Op::Encode(Settings::Deflate(vec![1, 2, 3]), Recipe::default()),
+                Op::Frame(None, Recipe::default()),
+                Op::Frame(Some(source(1)), Recipe::default()),
             ],
         };
         let entries =

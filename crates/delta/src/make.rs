@@ -8,7 +8,7 @@
 mod draft;
 mod matching;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -17,15 +17,17 @@ use varve_format::tree::Kind;
 use varve_format::{ContentDigest, verity};
 
 use crate::address::Anatomy;
-use crate::blob::{Alignment, BlobCoder, Reference, align};
+use crate::blob::frame::{Foretold, FrameCoder};
+use crate::blob::{Alignment, BlobCoder, Block, Reference, align};
+use crate::codec::frame;
 use crate::coder::Encoder;
 use crate::container;
 pub use crate::container::Memo;
 use crate::file::{self, Header};
-use crate::index::{self, Entry, Group};
+use crate::index::{self, Entry, Group, Source};
 use crate::manifest;
 use crate::source::{Contents, Reader, SourceError};
-use draft::{Draft, NewLeaf};
+use draft::{Coded, Draft, NewFrame, NewLeaf};
 use matching::{Choice, OldLeaves};
 
 /// What making may take.
@@ -171,7 +173,7 @@ pub fn make(
 
     // For each leaf: nothing to code, or the old leaf to code it against.
     let clock = std::time::Instant::now();
-    let changed_set: std::collections::HashSet<u32> = changed.iter().copied().collect();
+    let changed_set: HashSet<u32> = changed.iter().copied().collect();
     let mut leaves: Vec<NewLeaf> = Vec::new();
     let mut news: Vec<NewContent> = Vec::new();
     for (number, mut draft) in drafts {
@@ -325,7 +327,7 @@ fn kind_of(
     content: &NewContent,
     leaves: &[NewLeaf],
     choices: &[Choice],
-    changed: &std::collections::HashSet<u32>,
+    changed: &HashSet<u32>,
     old: &OldLeaves,
     light: u64,
 ) -> usize {
@@ -355,7 +357,7 @@ const MODEL_MEMORY: u64 = 15 << 20;
 const LOG: u8 = 20;
 
 /// What a group comes to: its place in the index, its stream, bytes by content.
-type Coded = (Group, Vec<u8>, Vec<(String, u64, u64)>);
+type CodedGroup = (Group, Vec<u8>, Vec<(String, u64, u64)>);
 
 struct Coding<'a> {
     leaves: &'a [NewLeaf],
@@ -371,15 +373,26 @@ impl Coding<'_> {
         alignments: HashMap<usize, Alignment>,
         reader: &mut Reader<'_>,
         old_leaves: &OldLeaves,
-    ) -> Result<Coded, MakeError> {
+    ) -> Result<CodedGroup, MakeError> {
         let mut group =
             Group { log: LOG, late: kind == 4, base_types: self.base_types, ..Group::default() };
         let mut coder = BlobCoder::new(u32::from(LOG));
+        let mut frames = FrameCoder::new();
         let mut encoder = Encoder::new();
         let mut largest = Vec::new();
         for content in members {
             let before = encoder.written();
-            for at in content.draft.coded_leaves(self.choices) {
+            let mut blocks = Vec::new();
+            let mut unread = HashSet::new();
+            for coded in content.draft.coded(self.choices) {
+                let at = match coded {
+                    Coded::Leaf(at) => at,
+                    Coded::Frame(new, old) => {
+                        let old = (old, &blocks[..]);
+                        self.frame(&mut encoder, &mut frames, new, old, reader, &mut unread)?;
+                        continue;
+                    }
+                };
                 let mut bytes = self.leaves[at].bytes.clone();
                 let result = match &self.choices[at] {
                     Choice::Against(source) => {
@@ -390,16 +403,47 @@ impl Coding<'_> {
                     }
                     _ => coder.code(&mut encoder, None, &Alignment::default(), &mut bytes),
                 };
-                result.expect("what was aligned here fits");
+                blocks = result.expect("what was aligned here fits");
             }
             largest.push((content.path.clone(), content.size, (encoder.written() - before) as u64));
             let memory = MODEL_MEMORY
                 + content.draft.memory(content.size, self.leaves, self.choices, old_leaves);
             group.memory = group.memory.max(memory);
-            let recipe = content.draft.recipe(self.leaves, self.choices);
+            let recipe = content.draft.recipe(self.leaves, self.choices, &unread);
             group.entries.push(Entry { content: content.number, recipe });
         }
         Ok((group, encoder.finish(), largest))
+    }
+
+    /// Codes what a frame's encoder chose; `old`: the old text and the frame of it that
+    /// foretells it, and where the text went. An old frame that cannot be read is told.
+    fn frame(
+        &self,
+        encoder: &mut Encoder,
+        coder: &mut FrameCoder,
+        new: &NewFrame,
+        (old, blocks): (Option<(&Source, Source)>, &[Block]),
+        reader: &mut Reader<'_>,
+        unread: &mut HashSet<Source>,
+    ) -> Result<(), MakeError> {
+        let mut sequences = Vec::new();
+        let read = frame::read(&new.stream, &mut |some| sequences.extend_from_slice(some));
+        let (frame, _) = read.expect("it was read before");
+        let old_text;
+        let mut foretold = None;
+        if let Some((text, old_frame)) = old {
+            old_text = reader.bytes(text)?;
+            let stream = reader.bytes(&old_frame)?;
+            reader.forget();
+            foretold = Foretold::new(&old_text, &stream, blocks);
+            if foretold.is_none() {
+                unread.insert(old_frame);
+            }
+        }
+        let known = Some((&frame, &sequences[..]));
+        let coded = coder.code(encoder, &new.text, foretold.as_ref(), known, &mut |_| Some(()));
+        coded.expect("a frame that comes back can be told");
+        Ok(())
     }
 }
 

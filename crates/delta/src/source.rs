@@ -1,7 +1,7 @@
 //! Where old bytes come from: contents by digest, and what lies inside them.
 
-use std::borrow::Cow;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use varve_format::ContentDigest;
@@ -85,27 +85,28 @@ impl<'a> Reader<'a> {
     }
 
     /// What the steps lead to.
-    pub(crate) fn bytes(&mut self, source: &Source) -> Result<Arc<Vec<u8>>, SourceError> {
+    pub(crate) fn bytes(&mut self, source: &Source) -> Result<Bytes, SourceError> {
         let inside = || SourceError::Inside { number: source.content };
         // Start behind the last stream that is open already.
         let opened =
             source.steps.iter().rposition(|s| matches!(s, Step::Decode(..))).map_or(0, |at| at + 1);
         let key = Source { content: source.content, steps: source.steps[..opened].to_vec() };
         let mut bytes = match &self.opened {
-            Some((known, bytes)) if *known == key => bytes.clone(),
+            Some((known, bytes)) if *known == key => Bytes::all(bytes.clone()),
             _ => {
                 self.opened = None;
-                let mut bytes = self.content(source.content)?;
+                let mut bytes = Bytes::all(self.content(source.content)?);
                 for step in &key.steps {
-                    bytes =
-                        Arc::new(follow(&bytes, step, self.most).ok_or_else(inside)?.into_owned());
+                    bytes = bytes.follow(step, self.most).ok_or_else(inside)?;
                 }
-                self.opened = Some((key, bytes.clone()));
+                if opened > 0 {
+                    self.opened = Some((key, bytes.all.clone()));
+                }
                 bytes
             }
         };
         for step in &source.steps[opened..] {
-            bytes = Arc::new(follow(&bytes, step, self.most).ok_or_else(inside)?.into_owned());
+            bytes = bytes.follow(step, self.most).ok_or_else(inside)?;
         }
         Ok(bytes)
     }
@@ -117,28 +118,50 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn follow<'a>(bytes: &'a [u8], step: &Step, most: u64) -> Option<Cow<'a, [u8]>> {
-    match step {
-        Step::Gather(stretches) => {
-            let mut at = 0usize;
-            let mut out = Vec::new();
-            for &(skip, take) in stretches {
-                let from = at.checked_add(usize::try_from(skip).ok()?)?;
-                let to = from.checked_add(usize::try_from(take).ok()?)?;
-                let part = bytes.get(from..to)?;
-                if stretches.len() == 1 {
-                    return Some(Cow::Borrowed(part));
+/// A stretch of bytes that others may hold as well.
+pub(crate) struct Bytes {
+    all: Arc<Vec<u8>>,
+    range: Range<usize>,
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.all[self.range.clone()]
+    }
+}
+
+impl Bytes {
+    fn all(all: Arc<Vec<u8>>) -> Self {
+        let range = 0..all.len();
+        Self { all, range }
+    }
+
+    fn follow(self, step: &Step, most: u64) -> Option<Self> {
+        match step {
+            Step::Gather(stretches) => {
+                let mut at = 0usize;
+                let mut out = Vec::new();
+                for &(skip, take) in stretches {
+                    let from = at.checked_add(usize::try_from(skip).ok()?)?;
+                    let to = from.checked_add(usize::try_from(take).ok()?)?;
+                    let part = self.get(from..to)?;
+                    if stretches.len() == 1 {
+                        let start = self.range.start;
+                        return Some(Self { all: self.all, range: start + from..start + to });
+                    }
+                    out.extend_from_slice(part);
+                    at = to;
                 }
-                out.extend_from_slice(part);
-                at = to;
+                Some(Self::all(Arc::new(out)))
             }
-            Some(Cow::Owned(out))
-        }
-        Step::Decode(_, length) if *length > most => None,
-        Step::Decode(format, length) => {
-            let length = usize::try_from(*length).ok()?;
-            let decoded = codec::decode(*format, bytes, length).ok()?;
-            (decoded.plain.len() == length).then_some(Cow::Owned(decoded.plain))
+            Step::Decode(_, length) if *length > most => None,
+            Step::Decode(format, length) => {
+                let length = usize::try_from(*length).ok()?;
+                let decoded = codec::decode(*format, &self, length).ok()?;
+                (decoded.plain.len() == length).then(|| Self::all(Arc::new(decoded.plain)))
+            }
         }
     }
 }

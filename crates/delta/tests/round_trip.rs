@@ -161,6 +161,12 @@ fn xz(bytes: &[u8], block: u64) -> Vec<u8> {
     out
 }
 
+fn large_xz(bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    liblzma::read::XzEncoder::new(bytes, 6).read_to_end(&mut out).unwrap();
+    out
+}
+
 fn zstd(bytes: &[u8], level: i32) -> Vec<u8> {
     let mut encoder = zstd::Encoder::new(Vec::new(), level).unwrap();
     encoder.include_checksum(true).unwrap();
@@ -297,15 +303,16 @@ fn every_container_is_seen_through() {
         ("xz", |b| xz(b, 0)),
         ("xz, blocks", |b| xz(b, 3 << 20)),
         ("xz, small blocks", |b| xz(b, 100_000)),
+        ("zstd 3", |b| zstd(b, 3)),
+        // What its encoder chose is told: it takes too much to choose again.
         ("zstd 19", |b| zstd(b, 19)),
-        ("zstd 22", |b| zstd(b, 22)),
         ("lz4", lz4),
         ("cpio.gz", |b| gzip(&cpio(&[("a", b), ("b", &b[..5000])]))),
         ("tar.xz", |b| xz(&tar(&[("a", b), ("b", &b[..5000])]), 0)),
         ("deb", |b| ar(&[("debian-binary", b"2.0\n"), ("data.tar.xz", &xz(&tar(&[("f", b)]), 0))])),
         ("zip", |b| zip(&[("a", b), ("b", &b[..5000])])),
         ("png", png),
-        ("bzImage", |b| kernel(&zstd(b, 22))),
+        ("bzImage", |b| kernel(&zstd(b, 19))),
         ("gzip, trailing bytes", |b| [&gzip(b)[..], b"tail tail"].concat()),
     ];
     let (a, b) = (text(1, 4000), text(2, 4000));
@@ -386,10 +393,11 @@ fn a_wrong_base_is_named_and_a_damaged_one_left_out() {
 
 #[test]
 fn what_needs_more_memory_is_left_out_and_said() {
-    let old: Files = vec![("boot/vmlinuz", kernel(&zstd(&text(1, 9000), 22))), ("t", text(1, 500))];
-    let new: Files = vec![("boot/vmlinuz", kernel(&zstd(&text(2, 9000), 22))), ("t", text(2, 500))];
+    // xz with 8 MiB of dictionary takes a hundred.
+    let old: Files = vec![("large.xz", large_xz(&text(1, 900))), ("t", text(1, 500))];
+    let new: Files = vec![("large.xz", large_xz(&text(2, 900))), ("t", text(2, 500))];
     let (delta, report) = make(&old, &new);
-    assert!(report.groups.iter().any(|g| g.memory > 1 << 30), "{:?}", report.groups);
+    assert!(report.groups.iter().any(|g| g.memory > 90 << 20), "{:?}", report.groups);
     let store = Store::of(&old);
     let limits = Limits { memory: 64 << 20, threads: 2 };
     let opened = Delta::open(&delta, &manifest(&old)).unwrap();

@@ -108,6 +108,7 @@ pub(crate) fn delta_index(bytes: &[u8]) {
 
 pub(crate) fn container(bytes: &[u8]) {
     let _ = fuzzing::walk(bytes);
+    let _ = fuzzing::frame(bytes, &[0; 64 << 10]);
 }
 
 /// A whole delta, head and all, from the release of [`OLD`].

@@ -125,7 +125,8 @@ impl Anatomy {
     /// the file is a module.
     pub(crate) fn of(bytes: &[u8], base_types: u32) -> Self {
         let mut anatomy = elf::anatomy(bytes, base_types).unwrap_or_default();
-        anatomy.fields.sort_by_key(|f| f.at);
+        anatomy.fields.sort_unstable_by_key(|f| (f.at, f.kind as u8, f.width, f.base));
+        anatomy.fields.shrink_to_fit();
         let mut end = 0u64;
         anatomy.fields.retain(|f| {
             let keep = u64::from(f.at) >= end

@@ -13,6 +13,7 @@
 
 #[cfg(feature = "make")]
 pub(crate) mod align;
+pub(crate) mod frame;
 mod project;
 mod text;
 
@@ -110,17 +111,17 @@ impl BlobCoder {
         }
     }
 
-    /// Codes `new`; its length is known to both sides.
+    /// Codes `new`; its length is known to both sides. Returns the blocks.
     pub(crate) fn code<C: Coder>(
         &mut self,
         coder: &mut C,
         old: Option<Reference<'_>>,
         alignment: &Alignment,
         new: &mut [u8],
-    ) -> Result<(), BadBlocks> {
+    ) -> Result<Vec<Block>, BadBlocks> {
         let Some(old) = old else {
             self.text.gap(&self.tables, coder, new, 0, new.len());
-            return if coder.overran() { Err(BadBlocks) } else { Ok(()) };
+            return if coder.overran() { Err(BadBlocks) } else { Ok(Vec::new()) };
         };
         let moved = self.moved(coder, old.anatomy, &alignment.moved);
         let blocks = self.blocks(coder, &alignment.blocks, old.bytes.len(), new.len())?;
@@ -147,7 +148,7 @@ impl BlobCoder {
         if at < new.len() {
             self.text.gap(&self.tables, coder, new, at, new.len());
         }
-        if coder.overran() { Err(BadBlocks) } else { Ok(()) }
+        if coder.overran() { Err(BadBlocks) } else { Ok(blocks) }
     }
 
     fn moved<C: Coder>(

@@ -249,7 +249,7 @@ impl<'a> Projector<'a> {
 
 /// Blocks in the order of the old content, cut so that no old byte is in two: a byte
 /// that was copied to several places counts as gone where the longest copy is.
-fn without_overlap(blocks: &[Block]) -> Vec<Block> {
+pub(super) fn without_overlap(blocks: &[Block]) -> Vec<Block> {
     let mut longest: Vec<&Block> = blocks.iter().collect();
     longest.sort_by_key(|b| (std::cmp::Reverse(b.length), b.new));
     let mut kept: std::collections::BTreeMap<u32, Block> = std::collections::BTreeMap::new();

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | xz | liblzma | preset, dictionary, check, block size |
 //! | zstd | libzstd | level, workers, checksum, content size |
+//! | zstd of high levels, or of an unknown encoder | [`frame`] | what the encoder chose |
 //! | deflate (gzip, zip, zlib) | preflate | corrections to what a known encoder would do |
 //! | lz4, legacy frame (kernels) | liblz4 | level |
 //!
@@ -17,6 +18,8 @@ mod xz;
 mod zstd;
 
 use std::borrow::Cow;
+
+pub(crate) use zstd::frame;
 
 /// The kind of a compressed stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
@@ -45,8 +48,12 @@ impl Format {
 pub(crate) enum Settings {
     Xz(xz::Settings),
     Zstd(zstd::Settings),
+    /// None: the delta tells what the encoder of a Zstandard frame chose.
+    Chosen,
     Deflate(Vec<u8>),
-    Lz4Legacy { level: u8 },
+    Lz4Legacy {
+        level: u8,
+    },
 }
 
 /// Why a stream could not be taken apart or made.
@@ -83,6 +90,7 @@ pub(crate) fn encode(settings: &Settings, plain: &[u8]) -> Result<Vec<u8>, Codec
     let made = match settings {
         Settings::Xz(settings) => xz::encode(settings, plain),
         Settings::Zstd(settings) => zstd::encode(settings, plain),
+        Settings::Chosen => None,
         Settings::Deflate(corrections) => deflate::encode(corrections, plain),
         Settings::Lz4Legacy { level } => lz4::encode(*level, plain),
     };
@@ -98,21 +106,33 @@ pub(crate) fn settings(format: Format, stream: &[u8], plain: &[u8]) -> Option<Se
         Format::Deflate => vec![Settings::Deflate(deflate::corrections(stream, plain)?)],
         Format::Lz4Legacy => [9, 12, 1].map(|level| Settings::Lz4Legacy { level }).to_vec(),
     };
-    candidates.into_iter().find(|c| encode(c, plain).is_ok_and(|made| made == stream))
+    let light = |c: &&Settings| format != Format::Zstd || c.memory(0) <= LIGHT;
+    let found = candidates
+        .iter()
+        .filter(light)
+        .find(|c| encode(c, plain).is_ok_and(|made| made == stream))
+        .cloned();
+    let chosen = || format == Format::Zstd && frame::comes_back(stream, plain);
+    found.or_else(|| chosen().then_some(Settings::Chosen))
 }
+
+/// Encoders of Zstandard that take more memory are not run on a device: what they chose is
+/// told instead. Those of other formats stay below, or are all there is.
+#[cfg(feature = "make")]
+const LIGHT: u64 = 64 << 20;
 
 /// The versions of the encoders: what makes a stream again with one may not with another.
 #[cfg(feature = "make")]
 pub(crate) fn versions() -> String {
     // liblzma, lz4 and preflate come with their crates: raise the number with them.
-    format!("1 zstd {}", ::zstd::zstd_safe::version_number())
+    format!("2 zstd {}", ::zstd::zstd_safe::version_number())
 }
 
 impl Settings {
     pub(crate) fn format(&self) -> Format {
         match self {
             Self::Xz(_) => Format::Xz,
-            Self::Zstd(_) => Format::Zstd,
+            Self::Zstd(_) | Self::Chosen => Format::Zstd,
             Self::Deflate(_) => Format::Deflate,
             Self::Lz4Legacy { .. } => Format::Lz4Legacy,
         }
@@ -123,6 +143,7 @@ impl Settings {
         match self {
             Self::Xz(settings) => settings.memory(),
             Self::Zstd(settings) => settings.memory(),
+            Self::Chosen => 0,
             // The whole plain text again, and tables of hashes and tokens.
             Self::Deflate(_) => plain * 4 + (4 << 20),
             Self::Lz4Legacy { .. } => 9 << 20,
@@ -133,6 +154,7 @@ impl Settings {
         match self {
             Self::Xz(settings) => Cow::Owned(settings.to_bytes()),
             Self::Zstd(settings) => Cow::Owned(settings.to_bytes()),
+            Self::Chosen => Cow::Borrowed(&[0]),
             Self::Deflate(corrections) => Cow::Borrowed(corrections),
             Self::Lz4Legacy { level } => Cow::Owned(vec![*level]),
         }
@@ -141,6 +163,7 @@ impl Settings {
     pub(crate) fn from_bytes(format: Format, bytes: &[u8]) -> Option<Self> {
         Some(match format {
             Format::Xz => Self::Xz(xz::Settings::from_bytes(bytes)?),
+            Format::Zstd if bytes == [0] => Self::Chosen,
             Format::Zstd => Self::Zstd(zstd::Settings::from_bytes(bytes)?),
             Format::Deflate => Self::Deflate(bytes.to_vec()),
             Format::Lz4Legacy => match bytes {

@@ -1,9 +1,11 @@
 //! A content taken apart into leaves: bytes that are matched and coded one by one.
 
+use std::collections::HashSet;
+
 use varve_format::{ContentDigest, verity};
 
 use super::matching::{Choice, OldLeaf, OldLeaves};
-use crate::codec::Settings;
+use crate::codec::{Format, Settings, frame};
 use crate::container::{Node, Piece};
 use crate::index::{Leaf, Op, Recipe, Source, Step};
 
@@ -37,6 +39,22 @@ enum Build {
     Skeleton(u64),
     Leaf(usize),
     Encode(Settings, u64, Plan),
+    Frame(Box<NewFrame>, Plan),
+}
+
+/// A Zstandard frame whose encoder's choices are coded.
+pub(super) struct NewFrame {
+    pub(super) text: Vec<u8>,
+    pub(super) stream: Vec<u8>,
+    sequences: u64,
+}
+
+/// What the stream holds, in its order.
+pub(super) enum Coded<'a> {
+    /// A leaf, by number.
+    Leaf(usize),
+    /// A frame, after its text; with the old text and the old frame that foretells it.
+    Frame(&'a NewFrame, Option<(&'a Source, Source)>),
 }
 
 /// Takes a new content apart.
@@ -111,9 +129,21 @@ fn build(leaves: &mut Vec<NewLeaf>, name: &str, bytes: &[u8], node: &Node, out: 
             Piece::Stream { settings, plain, node, .. } => {
                 let inner = plan(leaves, &format!("{name}!"), plain, node);
                 let settings = settings.clone().expect("a new content's streams are proved");
-                out.ops.push(Build::Encode(settings, plain.len() as u64, inner));
+                out.ops.push(if settings == Settings::Chosen {
+                    Build::Frame(Box::new(NewFrame::new(part, plain)), inner)
+                } else {
+                    Build::Encode(settings, plain.len() as u64, inner)
+                });
             }
         }
+    }
+}
+
+impl NewFrame {
+    fn new(stream: &[u8], text: &[u8]) -> Self {
+        let mut sequences = 0;
+        frame::read(stream, &mut |some| sequences += some.len() as u64);
+        Self { text: text.to_vec(), stream: stream.to_vec(), sequences }
     }
 }
 
@@ -200,35 +230,59 @@ impl Draft {
         self.first..self.first + self.count
     }
 
-    /// Numbers of the leaves whose bytes the stream holds, in its order.
-    pub(super) fn coded_leaves(&self, choices: &[Choice]) -> Vec<usize> {
+    /// What the stream holds of it.
+    pub(super) fn coded<'a>(&'a self, choices: &'a [Choice]) -> Vec<Coded<'a>> {
         let mut out = Vec::new();
-        self.coded(&self.root, choices, &mut out);
+        self.coded_of(&self.root, choices, &mut out);
         out
     }
 
-    fn coded(&self, plan: &Plan, choices: &[Choice], out: &mut Vec<usize>) {
-        out.extend(plan.skeleton.map(|at| at + self.first));
+    fn coded_of<'a>(&'a self, plan: &'a Plan, choices: &'a [Choice], out: &mut Vec<Coded<'a>>) {
+        out.extend(plan.skeleton.map(|at| Coded::Leaf(at + self.first)));
         for build in &plan.ops {
             match build {
                 Build::Leaf(at) => {
                     let at = at + self.first;
                     if matches!(choices[at], Choice::Against(_) | Choice::Alone) {
-                        out.push(at);
+                        out.push(Coded::Leaf(at));
                     }
                 }
-                Build::Encode(.., inner) => self.coded(inner, choices, out),
+                Build::Encode(.., inner) => self.coded_of(inner, choices, out),
+                Build::Frame(frame, inner) => {
+                    self.coded_of(inner, choices, out);
+                    out.push(Coded::Frame(frame, self.foretelling(inner, choices)));
+                }
                 Build::Skeleton(_) => {}
             }
         }
     }
 
-    /// The recipe for the index.
-    pub(super) fn recipe(&self, leaves: &[NewLeaf], choices: &[Choice]) -> Recipe {
-        self.recipe_of(&self.root, leaves, choices)
+    /// The old text that the text of this plan is coded against, and its frame.
+    fn foretelling<'a>(&self, inner: &Plan, choices: &'a [Choice]) -> Option<(&'a Source, Source)> {
+        let [Build::Leaf(at)] = inner.ops[..] else { return None };
+        let Choice::Against(text) = &choices[at + self.first] else { return None };
+        let (last, steps) = text.steps.split_last()?;
+        let is_frame = inner.skeleton.is_none() && matches!(last, Step::Decode(Format::Zstd, _));
+        is_frame.then(|| (text, Source { content: text.content, steps: steps.to_vec() }))
     }
 
-    fn recipe_of(&self, plan: &Plan, leaves: &[NewLeaf], choices: &[Choice]) -> Recipe {
+    /// The recipe for the index; `unread`: old frames that foretell nothing.
+    pub(super) fn recipe(
+        &self,
+        leaves: &[NewLeaf],
+        choices: &[Choice],
+        unread: &HashSet<Source>,
+    ) -> Recipe {
+        self.recipe_of(&self.root, leaves, choices, unread)
+    }
+
+    fn recipe_of(
+        &self,
+        plan: &Plan,
+        leaves: &[NewLeaf],
+        choices: &[Choice],
+        unread: &HashSet<Source>,
+    ) -> Recipe {
         let leaf = |at: usize| {
             let length = leaves[at].bytes.len() as u64;
             let old = match &choices[at] {
@@ -247,7 +301,12 @@ impl Draft {
                 _ => Op::Leaf(leaf(at + self.first)),
             },
             Build::Encode(settings, _, inner) => {
-                Op::Encode(settings.clone(), self.recipe_of(inner, leaves, choices))
+                Op::Encode(settings.clone(), self.recipe_of(inner, leaves, choices, unread))
+            }
+            Build::Frame(_, inner) => {
+                let old = self.foretelling(inner, choices).map(|(_, frame)| frame);
+                let old = old.filter(|frame| !unread.contains(frame));
+                Op::Frame(old, self.recipe_of(inner, leaves, choices, unread))
             }
         });
         Recipe { skeleton: plan.skeleton.map(|at| leaf(at + self.first)), ops: ops.collect() }
@@ -270,6 +329,13 @@ impl Draft {
                         encoder.max(settings.memory(*plain)).max(inner_encoder),
                     )
                 }
+                Build::Frame(frame, inner) => {
+                    let (inner_held, inner_encoder) = streams(inner);
+                    let text = frame.text.len() as u64;
+                    // The old text and frame, the frame's matches, the coder.
+                    let coder = text + frame.stream.len() as u64 + frame.sequences * 12 + (3 << 20);
+                    (held + text + inner_held, encoder.max(coder).max(inner_encoder))
+                }
                 _ => (held, encoder),
             })
         }
@@ -277,8 +343,12 @@ impl Draft {
         let references = self.all_leaves().map(|at| match &choices[at] {
             Choice::Against(source) => {
                 let length = leaves[at].bytes.len() as u64;
-                // An ELF file has a field of 24 bytes for every twenty or so.
-                let fields = if leaves[at].bytes.starts_with(b"\x7fELF") { length * 2 } else { 0 };
+                // A field takes 16 bytes; every third byte of a module belongs to one.
+                let fields = match leaves[at].bytes.get(..18) {
+                    Some([0x7f, b'E', b'L', b'F', .., 1, _]) => length * 2,
+                    Some([0x7f, b'E', b'L', b'F', ..]) => length,
+                    _ => 0,
+                };
                 old.memory(source) + fields
             }
             _ => 0,

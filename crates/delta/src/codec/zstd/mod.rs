@@ -1,4 +1,8 @@
-//! Zstandard frames (RFC 8878), by libzstd.
+//! Zstandard frames (RFC 8878): by libzstd, and by what their encoder chose ([`frame`]).
+
+mod bits;
+mod entropy;
+pub(crate) mod frame;
 
 use std::io::{Read, Write};
 
