@@ -100,40 +100,42 @@ pub fn overlay_by(overlay: &Overlay<'_>, ways: &[OverlayWay]) -> Result<MadeOver
     if overlay.lowers.len() + 2 * usize::from(overlay.upper.is_some()) < 2 {
         return Err(MountError::TooFewLowers { lowers: overlay.lowers.len() });
     }
-    // The usual way needs nothing but the directory.
-    if ways.first() != Some(&OverlayWay::OldMount) && is_here(overlay.base) {
-        let one_string = ways[0] == OverlayWay::OneString;
-        if let Ok((mount, refused)) = by_fsconfig(overlay, &OVERLAY_OPTIONS, one_string) {
-            return Ok(MadeOverlay { mount, way: ways[0], refused });
-        }
+    match is_here(overlay.base) {
+        true => first_way(overlay, ways),
+        false => in_directory(overlay.base, || first_way(overlay, ways)),
     }
-    in_directory(overlay.base, || {
-        let mut first_error = None;
-        // An old kernel refuses an unknown option only at the end and does not say
-        // which; so what it refuses whole is tried once more with none of ours.
-        for options in [&OVERLAY_OPTIONS[..], &[]] {
-            for &way in ways {
-                let made = match way {
-                    OverlayWay::OneByOne => by_fsconfig(overlay, options, false),
-                    OverlayWay::OneString => by_fsconfig(overlay, options, true),
-                    OverlayWay::OldMount => by_old_mount(overlay, options),
-                };
-                match made {
-                    Ok((mount, mut refused)) => {
-                        if options.is_empty() {
-                            refused = OVERLAY_OPTIONS.map(|(k, v)| format!("{k}={v}")).into();
-                        }
-                        return Ok(MadeOverlay { mount, way, refused });
-                    }
-                    Err(error) if means_not_this_way(&error) => {
-                        first_error.get_or_insert(error);
-                    }
-                    Err(error) => return Err(error),
+}
+
+/// The first way that works, in a thread that is at `overlay.base`.
+fn first_way(overlay: &Overlay<'_>, ways: &[OverlayWay]) -> Result<MadeOverlay, MountError> {
+    let mut first_error = None;
+    // An old kernel refuses an unknown option only at the end and does not say
+    // which; so what it refuses whole is tried once more with none of ours.
+    for options in [&OVERLAY_OPTIONS[..], &[]] {
+        for &way in ways {
+            let made = match way {
+                OverlayWay::OneByOne => by_fsconfig(overlay, options, false),
+                OverlayWay::OneString => by_fsconfig(overlay, options, true),
+                // It changes its thread for good.
+                OverlayWay::OldMount => {
+                    in_directory(overlay.base, || by_old_mount(overlay, options))
                 }
+            };
+            match made {
+                Ok((mount, mut refused)) => {
+                    if options.is_empty() {
+                        refused = OVERLAY_OPTIONS.map(|(k, v)| format!("{k}={v}")).into();
+                    }
+                    return Ok(MadeOverlay { mount, way, refused });
+                }
+                Err(error) if means_not_this_way(&error) => {
+                    first_error.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
             }
         }
-        Err(first_error.expect("at least one way was tried"))
-    })
+    }
+    Err(first_error.expect("at least one way was tried"))
 }
 
 /// EINVAL is what a kernel says to an option or a length that it does not know, E2BIG
@@ -230,8 +232,6 @@ fn by_old_mount(
         Some(data.as_c_str()),
     );
     drop(opened);
-    // Also after a failure: the next way begins in the same directory.
-    rustix::process::fchdir(&base).map_err(kernel)?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let mount =
         made.and_then(|()| rustix::mount::open_tree(&base, place, flags)).map_err(kernel)?;
