@@ -252,15 +252,8 @@ impl Fold<'_> {
         let all = names.len();
         for Name { name, file_type } in names {
             let plain = matches!(file_type, FileType::RegularFile | FileType::Symlink);
-            if plain {
-                match part.dir.hard_link(&name, &pair.to, &name) {
-                    Ok(()) => {
-                        counts.linked += 1;
-                        continue;
-                    }
-                    Err(error) if error.is_too_many_links() => {}
-                    Err(error) => return Err(error.into()),
-                }
+            if plain && link(&part.dir, &name, &pair.to, counts)? {
+                continue;
             }
             let looked = pair.from.look(&name)?;
             rest.push((name, looked));
@@ -278,15 +271,9 @@ impl Fold<'_> {
             true => Some(self.xattrs(holder, name, layer, &path(), false)?),
             false => None,
         };
-        if self.how == How::Link && own.as_ref().is_none_or(|own| own.dropped == 0) {
-            match holder.hard_link(name, &pair.to, name) {
-                Ok(()) => {
-                    counts.linked += 1;
-                    return Ok(());
-                }
-                Err(error) if error.is_too_many_links() => {}
-                Err(error) => return Err(error.into()),
-            }
+        let linkable = self.how == How::Link && own.as_ref().is_none_or(|own| own.dropped == 0);
+        if linkable && link(holder, name, &pair.to, counts)? {
+            return Ok(());
         }
         let own = match own {
             Some(own) => own,
@@ -396,6 +383,18 @@ impl Fold<'_> {
             }
         }
         Ok(Filtered { dropped: before - kept.len(), kept })
+    }
+}
+
+/// Gives an inode one more name; false when it has as many as it can have.
+fn link(holder: &Dir, name: &OsStr, to: &Dir, counts: &mut Counts) -> Folded<bool> {
+    match holder.hard_link(name, to, name) {
+        Ok(()) => {
+            counts.linked += 1;
+            Ok(true)
+        }
+        Err(error) if error.is_too_many_links() => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
