@@ -138,16 +138,6 @@ pub(crate) fn is_intact(
     name: &std::ffi::OsStr,
     digest: varve_format::ContentDigest,
 ) -> bool {
-    use std::io::Read;
-    let Ok(mut file) = dir.open_file(name) else { return false };
-    let mut hasher = varve_format::verity::ContentHasher::new();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return hasher.finish() == digest,
-            Ok(count) => hasher.update(&buffer[..count]),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(_) => return false,
-        }
-    }
+    let Ok(file) = dir.open_file(name) else { return false };
+    verify::content_of(&file).is_ok_and(|found| found == digest)
 }

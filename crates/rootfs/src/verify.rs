@@ -389,6 +389,14 @@ fn word(stat: &Stat) -> &'static str {
     }
 }
 
+/// The digest of what is left to read of an open file.
+///
+/// # Errors
+/// What read(2) answered.
+pub fn content_of(file: &File) -> std::io::Result<ContentDigest> {
+    hash_file(file, &mut vec![0; BUFFER]).map(|(digest, _)| digest)
+}
+
 /// The digest and length of an open file's content.
 pub(crate) fn hash_file(
     mut file: &File,

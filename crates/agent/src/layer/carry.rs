@@ -16,9 +16,8 @@ use serde::Serialize;
 use varve_format::deployment::OwnLayer;
 use varve_format::manifest::Manifest;
 use varve_format::tree::{Entry, Kind};
-use varve_format::verity::ContentHasher;
 use varve_format::{ContentDigest, LayerName, TreePath};
-use varve_rootfs::{Store, view};
+use varve_rootfs::{Store, verify, view};
 use varve_sys::{Dir, FileType, Stat, SysError};
 
 use super::elf;
@@ -231,15 +230,6 @@ fn shows_the_same(dir: &Dir, path: &TreePath, stat: &Stat, kind: &Kind) -> Resul
 
 fn content(dir: &Dir, path: &TreePath) -> Result<ContentDigest> {
     let failed = |error| SysError::new("read", dir.path().join(path.name()), error);
-    let mut file = dir.open_file(path.name())?;
-    let mut hasher = ContentHasher::new();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(hasher.finish()),
-            Ok(count) => hasher.update(&buffer[..count]),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(failed(error).into()),
-        }
-    }
+    let file = dir.open_file(path.name())?;
+    Ok(verify::content_of(&file).map_err(failed)?)
 }

@@ -24,13 +24,12 @@ use varve_format::manifest::Manifest;
 use varve_format::pack::PackIndex;
 use varve_format::release::PackRef;
 use varve_format::tree::{Device as Node, Entry, Kind};
-use varve_format::verity::ContentHasher;
 use varve_format::{ContentDigest, LayerName, TreePath};
 use varve_rootfs::compose::ComposeError;
 use varve_rootfs::given::{self, ScanError, Scanned};
 use varve_rootfs::own::Draft;
 use varve_rootfs::resolve::Resolver;
-use varve_rootfs::{Deployment, Needed, Request, SourceCheck};
+use varve_rootfs::{Deployment, Needed, Request, SourceCheck, verify};
 
 use super::add::update_path;
 use super::archive::Budget;
@@ -253,20 +252,9 @@ fn forget(device: &Device, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-fn digest_of(mut file: &std::fs::File) -> Result<ContentDigest> {
-    use std::io::Read;
-    let mut hasher = ContentHasher::new();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(hasher.finish()),
-            Ok(count) => hasher.update(&buffer[..count]),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(source) => {
-                return Err(LayerError::Read { path: "what was written".into(), source }.into());
-            }
-        }
-    }
+fn digest_of(file: &std::fs::File) -> Result<ContentDigest> {
+    let failed = |source| LayerError::Read { path: "what was written".into(), source };
+    Ok(verify::content_of(file).map_err(failed)?)
 }
 
 /// What somebody else wrote, fit for a terminal.
