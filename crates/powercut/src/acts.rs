@@ -22,7 +22,7 @@ use varve_format::ContentDigest;
 use varve_rootfs::{Store, stage};
 use varve_sys::trace::{self, Event};
 
-use crate::machine::{Machine, Running, lost_space, trusted, words};
+use crate::machine::{Machine, Running, look, lost_space, trusted, words};
 use crate::releases::{self, Published};
 use crate::scenario::{Before, Finding, Mark, SharedMark, Site};
 use crate::user::plain_file;
@@ -259,7 +259,18 @@ pub(crate) fn tells(store: &Store, event: Happened, deployment: &str) -> Result<
     }))
 }
 
-/// Findings, or why there are none, as one.
-pub(crate) fn told(result: Result<Vec<Finding>, String>) -> Vec<Finding> {
-    result.unwrap_or_else(|why| vec![why])
+/// What is wrong with a device as it lies there, to begin with what must hold on any; why it
+/// cannot be looked at is a finding too.
+pub(crate) fn examined(
+    site: &Site,
+    before: &Before,
+    also: impl FnOnce(&Store) -> Result<Vec<Finding>, String>,
+) -> Vec<Finding> {
+    let looked = machine(site, &before.facts).and_then(|machine| {
+        let store = machine.store()?;
+        let mut findings = look(&store);
+        findings.extend(also(&store)?);
+        Ok(findings)
+    });
+    looked.unwrap_or_else(|why| vec![why])
 }

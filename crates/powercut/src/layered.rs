@@ -31,8 +31,8 @@ use varve_format::deployment::DeploymentRecord;
 use varve_rootfs::{Store, stage};
 use varve_sys::{Dir, durable};
 
-use crate::acts::{self, Settings, fails, mark_history, passes, told};
-use crate::machine::{Machine, Running, look, words};
+use crate::acts::{self, Settings, fails, mark_history, passes};
+use crate::machine::{Machine, Running, words};
 use crate::releases::{Published, Weight, name};
 use crate::scenario::{Before, Finding, Mark, Scenario, SharedMark, Site};
 use crate::user::{self, plain_file};
@@ -364,13 +364,7 @@ impl Scenario for Layered {
     }
 
     fn look(&self, site: &Site, before: &Before) -> Vec<Finding> {
-        let looked = acts::machine(site, &before.facts).and_then(|machine| {
-            let store = machine.store()?;
-            let mut findings = look(&store);
-            findings.extend(self.promised(&store, before)?);
-            Ok(findings)
-        });
-        told(looked)
+        acts::examined(site, before, |store| self.promised(store, before))
     }
 
     fn recover(&self, site: &Site, before: &Before, mark: Mark<'_>) -> Result<Value, String> {
@@ -388,12 +382,6 @@ impl Scenario for Layered {
     }
 
     fn done(&self, site: &Site, before: &Before, _: &Value) -> Vec<Finding> {
-        let looked = acts::machine(site, &before.facts).and_then(|machine| {
-            let store = machine.store()?;
-            let mut findings = look(&store);
-            findings.extend(self.completed(&store)?);
-            Ok(findings)
-        });
-        told(looked)
+        acts::examined(site, before, |store| self.completed(store))
     }
 }

@@ -19,8 +19,8 @@ use varve_format::deployment::Stack;
 use varve_publish::Role;
 use varve_rootfs::Store;
 
-use crate::acts::{self, Settings, TRIES, fails, mark_history, none, passes, told, upgrade};
-use crate::machine::{Machine, holds, look, words};
+use crate::acts::{self, Settings, TRIES, fails, mark_history, none, passes, upgrade};
+use crate::machine::{Machine, holds, words};
 use crate::releases::{Published, Weight, name};
 use crate::scenario::{Before, Finding, Mark, Scenario, SharedMark, Site};
 use crate::user;
@@ -356,13 +356,7 @@ impl Scenario for Life {
     }
 
     fn look(&self, site: &Site, before: &Before) -> Vec<Finding> {
-        let looked = acts::machine(site, &before.facts).and_then(|machine| {
-            let store = machine.store()?;
-            let mut findings = look(&store);
-            findings.extend(self.promised(&store, before)?);
-            Ok(findings)
-        });
-        told(looked)
+        acts::examined(site, before, |store| self.promised(store, before))
     }
 
     fn recover(&self, site: &Site, before: &Before, mark: Mark<'_>) -> Result<Value, String> {
@@ -379,12 +373,6 @@ impl Scenario for Life {
     }
 
     fn done(&self, site: &Site, before: &Before, recovery: &Value) -> Vec<Finding> {
-        let looked = acts::machine(site, &before.facts).and_then(|machine| {
-            let store = machine.store()?;
-            let mut findings = look(&store);
-            findings.extend(self.completed(&store, before, recovery)?);
-            Ok(findings)
-        });
-        told(looked)
+        acts::examined(site, before, |store| self.completed(store, before, recovery))
     }
 }
