@@ -298,12 +298,10 @@ fn look_at_system(
     if from.record.kernel != to.record.kernel {
         found.stays.push("the kernel: the new one runs after a reboot".to_owned());
     }
-    if from.record.state.iter().map(|s| (&s.path, s.mode)).ne(to
-        .record
-        .state
-        .iter()
-        .map(|s| (&s.path, s.mode)))
-    {
+    let kept = |deployment: &Deployment| -> Vec<_> {
+        deployment.record.state.iter().map(|s| (s.path.clone(), s.mode)).collect()
+    };
+    if kept(from) != kept(to) {
         found.soft("its state is kept in other paths or in other ways");
     }
     let assemble = |source| Error::from(LiveError::Assemble { source });

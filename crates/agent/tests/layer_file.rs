@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
-use common::{Lab, noise, now, with_context};
+use common::{Lab, noise, now, put_on, with_context};
 use varve_agent::layer::{self, Change, Exported, Import, Imported, LayerError};
 use varve_agent::{Device, Error, Places};
 use varve_fetch::layer_file::{self, OpenError};
@@ -409,13 +409,7 @@ fn importing_survives_power_cuts() {
             Err(Error::Layer(LayerError::Taken { .. })) => {
                 let device = Device::open(places).unwrap();
                 let writer = device.lock("layer", now()).unwrap();
-                with_context(&Cancel::new(), |context| {
-                    let on = Change::On("games".into());
-                    match layer::change(&device, &writer, &on, false, context) {
-                        Err(Error::Layer(LayerError::NothingChanges)) => {}
-                        other => drop(other.unwrap()),
-                    }
-                });
+                with_context(&Cancel::new(), |context| put_on(&device, &writer, "games", context));
             }
             other => drop(other.unwrap()),
         }

@@ -8,7 +8,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Lab, now, with_context};
+use common::{Lab, now, put_on, with_context};
 use varve_agent::choose::Wish;
 use varve_agent::layer::carry::What as Hides;
 use varve_agent::layer::{self, Added, Change, Changed, LayerError, Place, To, What, dpkg};
@@ -446,11 +446,7 @@ fn adding_survives_power_cuts() {
             match layer::add(&device, &writer, Some(&name), sources, "", false, context) {
                 Err(Error::Layer(LayerError::Taken { .. })) => {
                     // Cut after the commit: the layer is here, and is put where it belongs.
-                    let on = Change::On("games".into());
-                    match layer::change(&device, &writer, &on, false, context) {
-                        Err(Error::Layer(LayerError::NothingChanges)) => {}
-                        other => drop(other.unwrap()),
-                    }
+                    put_on(&device, &writer, "games", context);
                 }
                 other => drop(other.unwrap()),
             }

@@ -15,9 +15,10 @@ use varve_agent::choose::Wish;
 use varve_agent::config::Source;
 use varve_agent::history::{self, Line};
 use varve_agent::init::{Init, Made, init};
+use varve_agent::layer::{self, Change, LayerError};
 use varve_agent::lifecycle::{self, AfterBoot};
 use varve_agent::upgrade::{self, Context, Done, Prepared};
-use varve_agent::{Device, Error, Places, health};
+use varve_agent::{Device, Error, Places, Writer, health};
 use varve_boot::{Inputs, OnDisk, Unusable, Wishes, decide};
 use varve_fetch::Patience;
 use varve_format::ReleaseName;
@@ -441,6 +442,15 @@ fn fingerprint(path: &Path, lines: &mut Vec<String>) {
 pub(crate) fn with_context<T>(cancel: &Cancel, act: impl FnOnce(&Context<'_>) -> T) -> T {
     let patience = patience();
     act(&Context { now: now(), progress: &Silent, cancel, patience: &patience })
+}
+
+/// What its user does with a layer that was here already when power came back: it is put
+/// where it belongs, if it is not.
+pub(crate) fn put_on(device: &Device, writer: &Writer, layer: &str, context: &Context<'_>) {
+    match layer::change(device, writer, &Change::On(layer.to_owned()), false, context) {
+        Err(Error::Layer(LayerError::NothingChanges)) => {}
+        other => drop(other.unwrap()),
+    }
 }
 
 pub(crate) fn to(name: &str) -> Wish {
