@@ -82,10 +82,8 @@ pub fn begin(
 /// The search on the disk.
 pub fn read(store: &Store) -> Result<Option<Bisect>> {
     let Some(bytes) = store.boot().read_opt(BISECT, MAX_TEXT)? else { return Ok(None) };
-    let damaged = |error| StripError::Damaged {
-        file: BISECT,
-        why: varve_rootfs::mount::whole_message(&error),
-    };
+    let damaged =
+        |error| StripError::Damaged { file: BISECT, why: varve_sys::whole_message(&error) };
     Ok(Some(Bisect::parse(&bytes).map_err(damaged)?))
 }
 

@@ -146,7 +146,7 @@ impl Device {
         let Some(bytes) = bytes else { return Ok(None) };
         let report = BootReport::parse(&bytes).map_err(|error| DeviceError::BootReport {
             path: path.clone(),
-            reason: varve_rootfs::mount::whole_message(&error),
+            reason: varve_sys::whole_message(&error),
         })?;
         Ok(Some(report))
     }

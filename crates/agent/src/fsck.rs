@@ -106,7 +106,7 @@ fn check(
     let (manifest, layers) = match opened {
         Ok(opened) => opened,
         Err(error) => {
-            checked.problem = Some(varve_rootfs::mount::whole_message(&error));
+            checked.problem = Some(varve_sys::whole_message(&error));
             return Ok(checked);
         }
     };

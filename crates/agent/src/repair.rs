@@ -92,7 +92,7 @@ pub fn repair(
         if observed.selection.is_err() {
             match lifecycle::mended_selection(device, writer, &observed, context) {
                 Ok(_) => repaired.selection = true,
-                Err(error) => repaired.left.push(varve_rootfs::mount::whole_message(&error)),
+                Err(error) => repaired.left.push(varve_sys::whole_message(&error)),
             }
         }
     }
@@ -106,9 +106,7 @@ pub fn repair(
             Ok(mended) => repaired.deployments.extend(mended),
             Err(error) if error.is_cancelled() => return Err(error),
             Err(error) => {
-                repaired
-                    .left
-                    .push(format!("{name}: {}", varve_rootfs::mount::whole_message(&error)));
+                repaired.left.push(format!("{name}: {}", varve_sys::whole_message(&error)));
             }
         }
     }

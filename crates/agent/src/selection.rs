@@ -34,7 +34,7 @@ pub fn read(store: &Store) -> Result<Result<Selection, Problem>, SysError> {
     let Some(bytes) = store.boot().read_opt(FILE, MAX_TEXT)? else {
         return Ok(Err(Problem::Missing));
     };
-    let damaged = |error| Problem::Damaged(varve_rootfs::mount::whole_message(&error));
+    let damaged = |error| Problem::Damaged(varve_sys::whole_message(&error));
     Ok(Selection::parse(&bytes).map_err(damaged))
 }
 

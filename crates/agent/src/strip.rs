@@ -246,10 +246,8 @@ fn system_without<'a>(
 /// The probe that waits, or the last that was taken.
 pub fn read_probe(store: &Store) -> Result<Option<Probe>> {
     let Some(bytes) = store.boot().read_opt(PROBE, MAX_TEXT)? else { return Ok(None) };
-    let damaged = |error| StripError::Damaged {
-        file: PROBE,
-        why: varve_rootfs::mount::whole_message(&error),
-    };
+    let damaged =
+        |error| StripError::Damaged { file: PROBE, why: varve_sys::whole_message(&error) };
     Ok(Some(Probe::parse(&bytes).map_err(damaged)?))
 }
 

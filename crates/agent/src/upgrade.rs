@@ -154,11 +154,8 @@ pub fn prepare(
         sources = sources.keeping(device.store.incoming().try_clone()?);
     }
     let Offer { metadata, choice } = check(device, writer, &observed, &sources, wish, context)?;
-    let warnings: Vec<_> = metadata
-        .warnings
-        .iter()
-        .map(|warning| varve_rootfs::mount::whole_message(&warning.error))
-        .collect();
+    let warnings: Vec<_> =
+        metadata.warnings.iter().map(|warning| varve_sys::whole_message(&warning.error)).collect();
     let (release, passed_over, failed_before) = match choice {
         Choice::UpToDate { passed_over } => {
             return Ok(Prepared::UpToDate { passed_over, warnings });

@@ -19,7 +19,7 @@ use varve_sys::task::{Cancel, Progress, Silent, Unit};
 
 /// An error with its causes in one line, as the command shows it.
 fn whole(error: &Error) -> String {
-    varve_rootfs::mount::whole_message(error)
+    varve_sys::whole_message(error)
 }
 
 /// What must not change, whatever fails: what boots, and every deployment.

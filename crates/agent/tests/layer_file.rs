@@ -369,7 +369,7 @@ fn hostile_files_that_are_signed_well_are_refused() {
             Err(error) => error,
             Ok(taken) => panic!("{what} was taken: {taken:?}"),
         };
-        let shown = varve_rootfs::mount::whole_message(&refused);
+        let shown = varve_sys::whole_message(&refused);
         assert!(
             !matches!(refused, Error::Layer(LayerError::File(OpenError::Unknown { .. }))),
             "{what}"

@@ -11,10 +11,10 @@ use varve_format::deployment::RootMode;
 use varve_format::probe::{AskedBy, Probe};
 use varve_format::selection::Selection;
 use varve_format::{DeploymentName, LayerName};
-use varve_rootfs::mount::{Care, Options, Top, execute, plan, whole_message};
+use varve_rootfs::mount::{Care, Options, Top, execute, plan};
 use varve_rootfs::{Deployment, Store, StoreError};
 use varve_sys::mount::{Access, MountError, Reach, bind_detached, make_writable, unmount_lazily};
-use varve_sys::{Dir, SysError, durable};
+use varve_sys::{Dir, SysError, durable, whole_message};
 
 use crate::look::{self, Machine};
 use crate::menu;

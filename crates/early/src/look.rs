@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use varve_boot::{OnDisk, Unusable};
 use varve_format::selection::{MAX_TEXT, Selection};
-use varve_rootfs::mount::whole_message;
 use varve_rootfs::{Deployment, Store};
 use varve_sys::cmdline::CommandLine;
 use varve_sys::console::{Asked, active_consoles, keys_asked};
+use varve_sys::whole_message;
 
 /// The longest time that `varve.keywait=` may ask for.
 const LONGEST_WAIT: u64 = 60_000;

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use varve_early::{Machine, Outcome, run};
-use varve_rootfs::mount::whole_message;
+use varve_sys::whole_message;
 
 const RUN: &str = "/run/varve";
 

@@ -5,7 +5,7 @@ use varve_boot::{Reason, Wanted, bisect};
 use varve_format::DeploymentName;
 use varve_format::probe::{AskedBy, BISECT, Bisect, MAX_TEXT, PROBE, Probe, Verdict};
 use varve_rootfs::Store;
-use varve_rootfs::mount::whole_message;
+use varve_sys::whole_message;
 use varve_sys::{SysError, durable};
 
 /// The files in `boot/`, and what they ask for.

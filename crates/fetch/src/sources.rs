@@ -102,10 +102,7 @@ fn list(tried: &[Attempt]) -> String {
     }
     let mut text = String::new();
     for Attempt { source, error } in tried {
-        text.push_str(&format!(": {source}: {error}"));
-        let causes =
-            std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-        causes.for_each(|cause| text.push_str(&format!(": {cause}")));
+        text.push_str(&format!(": {source}: {}", varve_sys::whole_message(error)));
     }
     text
 }

@@ -237,7 +237,7 @@ impl Drop for Mounted {
 
 /// Copies a disk image to a new file and keeps its holes.
 pub fn copy_image(from: &Path, to: &Path) -> Result<()> {
-    let failed = |error: varve_sys::SysError| RigError::Device(crate::error::chain(&error));
+    let failed = |error: varve_sys::SysError| RigError::Device(varve_sys::whole_message(&error));
     let (Some(parent), Some(name)) = (to.parent(), to.file_name()) else {
         return Err(RigError::Unknown(format!("{} is no file name", to.display())));
     };

@@ -72,17 +72,6 @@ impl<T, E: Into<io::Error>> At<T> for std::result::Result<T, E> {
 impl RigError {
     /// The message with all its causes, in one line.
     pub fn chain(&self) -> String {
-        chain(self)
+        varve_sys::whole_message(self)
     }
-}
-
-/// An error's message with all its causes, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        text = format!("{text}: {error}");
-        next = error.source();
-    }
-    text
 }

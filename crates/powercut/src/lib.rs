@@ -37,4 +37,4 @@ pub mod scenario;
 pub mod states;
 mod user;
 
-pub use error::{Result, RigError, chain};
+pub use error::{Result, RigError};

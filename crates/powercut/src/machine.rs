@@ -37,7 +37,6 @@ use varve_sys::mountinfo::parse_mountinfo;
 use varve_sys::task::{Cancel, Silent};
 
 use crate::acts;
-use crate::error::chain;
 use crate::scenario::{Finding, Site};
 
 /// Devices that are booted side by side have layers of the same names mounted, and
@@ -66,7 +65,7 @@ pub struct Running {
 }
 
 pub(crate) fn words<E: std::error::Error>(error: E) -> String {
-    chain(&error)
+    varve_sys::whole_message(&error)
 }
 
 impl<'a> Machine<'a> {

@@ -13,7 +13,6 @@ use std::path::Path;
 use serde_json::Value;
 use varve_sys::{Dir, SysError, durable};
 
-use crate::error::chain;
 use crate::scenario::{Before, Finding, Mark, Scenario, SharedMark, Site};
 
 const ROUNDS: u64 = 5;
@@ -164,7 +163,7 @@ fn recover(at: &Place, mark: Mark<'_>) -> Result<u64, SysError> {
 }
 
 fn words(error: SysError) -> String {
-    chain(&error)
+    varve_sys::whole_message(&error)
 }
 
 impl Scenario for Primitives {

@@ -24,8 +24,6 @@ use varve_publish::{InitOptions, KeyDirs, Repository, Role, RotateOptions};
 use varve_sys::Dir;
 use varve_sys::task::{Cancel, Silent};
 
-use crate::error::chain;
-
 /// How large releases are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Weight {
@@ -48,7 +46,7 @@ pub struct Published {
 }
 
 fn words(error: &dyn std::error::Error) -> String {
-    chain(error)
+    varve_sys::whole_message(error)
 }
 
 impl Published {

@@ -11,8 +11,9 @@ use varve_build::repo;
 use varve_format::Sha256Digest;
 use varve_format::release::PackRef;
 use varve_sys::task::{Cancel, Progress, Unit};
+use varve_sys::whole_message;
 
-use crate::error::{Result, text};
+use crate::error::Result;
 use crate::keys::Role;
 use crate::repository::{Published, Repository, published};
 
@@ -60,7 +61,7 @@ impl Repository {
         let tuf = match self.tuf() {
             Ok(tuf) => tuf,
             Err(error) => {
-                report.problem("metadata", text(&error));
+                report.problem("metadata", whole_message(&error));
                 return Ok(report);
             }
         };
@@ -81,7 +82,10 @@ impl Repository {
             let record = match self.published_record(release) {
                 Ok(record) => record,
                 Err(error) => {
-                    report.problem(&format!("targets/{}", release.record_file()), text(&error));
+                    report.problem(
+                        &format!("targets/{}", release.record_file()),
+                        whole_message(&error),
+                    );
                     continue;
                 }
             };
@@ -96,7 +100,7 @@ impl Repository {
                 }
                 match repo::load_index(&self.dir, pack) {
                     Ok(index) => here.extend(index.contents().iter().map(|c| (c.digest, c.size))),
-                    Err(error) => report.problem(&pack.index_path(), text(&error)),
+                    Err(error) => report.problem(&pack.index_path(), whole_message(&error)),
                 }
             }
             match repo::load_manifest(&self.dir, &record) {
@@ -116,7 +120,7 @@ impl Repository {
                         );
                     }
                 }
-                Err(error) => report.problem(&what, text(&error)),
+                Err(error) => report.problem(&what, whole_message(&error)),
             }
         }
         for pack in packs.values() {
@@ -127,7 +131,7 @@ impl Repository {
                     report.contents += repo::load_index(&self.dir, pack)?.contents().len() as u64;
                 }
                 Err(repo::RepoError::Cancelled(cancelled)) => return Err(cancelled.into()),
-                Err(error) => report.problem(&pack.path(), text(&error)),
+                Err(error) => report.problem(&pack.path(), whole_message(&error)),
             }
         }
         for release in &all {
@@ -150,7 +154,7 @@ impl Repository {
         let list = match self.deltas(release) {
             Ok(list) => list,
             Err(error) => {
-                report.problem(&format!("release {}", release.name), text(&error));
+                report.problem(&format!("release {}", release.name), whole_message(&error));
                 return Ok(());
             }
         };
@@ -165,7 +169,7 @@ impl Repository {
             progress.end();
             match result {
                 Ok(()) => report.deltas += 1,
-                Err(error) => report.problem(&delta.path(), text(&error)),
+                Err(error) => report.problem(&delta.path(), whole_message(&error)),
             }
         }
         Ok(())

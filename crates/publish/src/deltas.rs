@@ -23,9 +23,9 @@ use varve_format::delta::{DeltaList, DeltaRef, FORMAT, GRAIN, GroupCost, MAX_LIS
 use varve_format::release::ReleaseRecord;
 use varve_format::{ContentDigest, ReleaseName, Sha256Digest};
 use varve_sys::task::{Cancel, Progress, Unit};
-use varve_sys::{Dir, durable};
+use varve_sys::{Dir, durable, whole_message};
 
-use crate::error::{PublishError, Result, text};
+use crate::error::{PublishError, Result};
 use crate::keys::KeyDirs;
 use crate::repository::{Published, Repository, published, target_of};
 
@@ -97,7 +97,7 @@ impl Repository {
         progress.begin(&format!("making a delta from {}", from.name), Unit::Bytes, None);
         let made = varve_delta::make(&old, &new, &packs, MakeLimits::default(), Some(memo));
         progress.end();
-        let (bytes, report) = made.map_err(|error| bad(text(&error)))?;
+        let (bytes, report) = made.map_err(|error| bad(whole_message(&error)))?;
         progress.begin(&format!("proving the delta from {}", from.name), Unit::Bytes, None);
         let proved = prove(&bytes, &old, &packs);
         progress.end();
@@ -172,7 +172,7 @@ impl Repository {
         if Sha256Digest::of(&bytes) != reference.sha256 {
             return Err(stored("it is not the list that is signed".into()));
         }
-        let list = DeltaList::parse(&bytes).map_err(|error| stored(text(&error)))?;
+        let list = DeltaList::parse(&bytes).map_err(|error| stored(whole_message(&error)))?;
         if list.to != release.digest {
             return Err(stored("it is the list of another release".into()));
         }
@@ -220,11 +220,12 @@ fn prove(
     old: &[u8],
     packs: &Packs<'_>,
 ) -> std::result::Result<Vec<GroupCost>, String> {
-    let opened = Delta::open(delta, old).map_err(|error| text(&error))?;
+    let opened = Delta::open(delta, old).map_err(|error| whole_message(&error))?;
     let offers: Vec<_> = opened.groups().collect();
     let largest = offers.iter().map(|offer| offer.memory).max().unwrap_or(0);
     let limits = Limits { memory: PROVE_MEMORY.max(largest), threads: 2 };
-    let applied = opened.apply(&delta, packs, &Nowhere, limits).map_err(|error| text(&error))?;
+    let applied =
+        opened.apply(&delta, packs, &Nowhere, limits).map_err(|error| whole_message(&error))?;
     if let Some((digest, _, why)) = applied.left.first() {
         let count = applied.left.len();
         return Err(format!("{count} contents do not come out of it: {digest} ({why:?})"));

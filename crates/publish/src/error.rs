@@ -144,14 +144,3 @@ pub enum PublishError {
     #[error(transparent)]
     Cancelled(#[from] varve_sys::task::Cancelled),
 }
-
-/// An error with all that caused it, in one line.
-pub(crate) fn text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
-}

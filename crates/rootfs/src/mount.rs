@@ -27,7 +27,7 @@ use varve_sys::mount::{
     self, Access, MountError, Overlay, Reach, Upper, bind_detached, overlay_detached,
     tmpfs_detached,
 };
-use varve_sys::{Attributes, Dir, FileType, SysError, durable};
+use varve_sys::{Attributes, Dir, FileType, SysError, durable, whole_message};
 
 use crate::store::{LAYER_TREE, Store};
 
@@ -578,17 +578,6 @@ fn copy_attributes(varve: &Dir, lowers: &[PathBuf], to: &Dir) -> Result<(), SysE
             xattrs: &xattrs,
         },
     )
-}
-
-/// An error with all its causes, in one line.
-pub fn whole_message(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text += &format!(": {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 impl fmt::Display for MountPlan {

@@ -23,7 +23,7 @@ use varve_format::deployment::{DeploymentRecord, LayerRecord, OwnLayer, RecordEr
 use varve_format::manifest::{MAX_TEXT, Manifest, ManifestError};
 use varve_format::proven::{self, Proven};
 use varve_format::{ContentDigest, DeploymentName, LayerName};
-use varve_sys::{Dir, FileType, SysError, durable};
+use varve_sys::{Dir, FileType, SysError, durable, whole_message};
 
 /// The longest record that is read, in bytes.
 const MAX_RECORD: u64 = 1 << 20;
@@ -500,22 +500,10 @@ where
         }
         match read(&name) {
             Ok(item) => listing.items.push(item),
-            Err(error) => strange(with_sources(&error)),
+            Err(error) => strange(whole_message(&error).trim_end().to_owned()),
         }
     }
     Ok(listing)
-}
-
-/// An error and its causes in one line.
-pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(source.to_string().trim_end());
-        next = source.source();
-    }
-    text
 }
 
 fn free_name<N: std::str::FromStr<Err: std::fmt::Debug> + AsRef<Path>>(

@@ -17,6 +17,17 @@ pub struct SysError {
     pub source: io::Error,
 }
 
+/// An error with all its causes, in one line.
+pub fn whole_message(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    text
+}
+
 /// What this crate's functions give.
 pub type Result<T> = std::result::Result<T, SysError>;
 

@@ -32,7 +32,7 @@ pub mod trace;
 pub mod uptime;
 
 pub use dir::{Dir, Name, Stat, Walk};
-pub use error::{Result, SysError};
+pub use error::{Result, SysError, whole_message};
 pub use file::{HOLE_BLOCK, MIN_HOLE, NewFile};
 pub use meta::{Attributes, Xattr, Xattrs, file_xattrs};
 pub use rustix::fs::FileType;

@@ -24,12 +24,12 @@ use rustix::fs::{CWD, Mode, OFlags};
 use serde::Serialize;
 use varve_format::TreePath;
 use varve_rootfs::Store;
-use varve_rootfs::mount::{Step, show, whole_message};
-use varve_sys::Dir;
+use varve_rootfs::mount::{Step, show};
 use varve_sys::mount::{
     Detached, MountError, copy_detached, enter_namespace, tmpfs_detached, unmount_lazily,
 };
 use varve_sys::mountinfo::{MountEntry, parse_mountinfo};
+use varve_sys::{Dir, whole_message};
 
 use super::LiveError;
 use crate::error::{Error, Result};

@@ -114,7 +114,7 @@ impl Look<'_> {
                     ),
                     Err(error) => {
                         context.cancel.check()?;
-                        reasons.push(varve_rootfs::mount::whole_message(&error));
+                        reasons.push(varve_sys::whole_message(&error));
                     }
                 }
             }
@@ -202,7 +202,7 @@ fn reason(error: DeltaError, context: &Context<'_>) -> Result<String> {
         DeltaError::Contents(varve_fetch::contents::ContentsError::Store(error)) => {
             Err(Error::Sys(error))
         }
-        error => Ok(varve_rootfs::mount::whole_message(&error)),
+        error => Ok(varve_sys::whole_message(&error)),
     }
 }
 

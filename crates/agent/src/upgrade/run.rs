@@ -58,7 +58,7 @@ impl Ready {
             && !error.is_cancelled()
             && !error.is_link()
         {
-            let reason = varve_rootfs::mount::whole_message(error);
+            let reason = varve_sys::whole_message(error);
             let record = Record::new(context.now, Event::UpgradeFailed)
                 .with("release", &release.name)
                 .with("reason", reason);
@@ -168,7 +168,7 @@ fn by_delta(
     let mut reason = match chain.fetch(sources, context) {
         Ok(()) => chain.apply(&device.store, &parts.stage, context)?,
         Err(error @ Error::Contents(ContentsError::Fetch(_))) if !error.is_budget() => {
-            Some(varve_rootfs::mount::whole_message(&error))
+            Some(varve_sys::whole_message(&error))
         }
         Err(error) => return Err(error),
     };

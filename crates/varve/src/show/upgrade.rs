@@ -28,7 +28,7 @@ pub(crate) fn made(made: &Made) -> String {
 
 /// A source that was passed over, in one line.
 pub(crate) fn warning(warning: &Warning) -> String {
-    varve_rootfs::mount::whole_message(&warning.error)
+    varve_sys::whole_message(&warning.error)
 }
 
 fn passed_over(text: &mut String, releases: &[Rejection]) {
