@@ -38,7 +38,8 @@ pub struct Status {
     pub deployments: Vec<DeploymentStatus>,
     /// Releases that failed here and are not tried again by themselves, oldest first.
     pub failed_releases: Vec<Rejection>,
-    /// What each layer and tree takes, those of the stack that boots next first.
+    /// What each layer and tree takes, those of the stack that boots next first; none where
+    /// that was not asked for.
     pub parts: Vec<PartStatus>,
     /// What `varve collect` would free.
     pub collectable: Collectable,
@@ -97,8 +98,9 @@ pub struct DeploymentStatus {
     pub confirmed: bool,
     /// Its user keeps it.
     pub pinned: bool,
-    /// What it takes, its layers and its versioned state included.
-    pub cost: Cost,
+    /// What it takes, its layers and its versioned state included; none where that was not
+    /// asked for.
+    pub cost: Option<Cost>,
 }
 
 /// One layer or tree.
@@ -316,8 +318,16 @@ fn boot_situation(selection: &Selection, boot: &BootReport) -> Option<Situation>
 
 /// Looks at all of a device.
 pub fn status(device: &Device) -> crate::error::Result<Status> {
+    look(device, None)
+}
+
+/// The same with what everything takes, for which each inode is looked at: many thousand.
+pub fn status_with_costs(device: &Device) -> crate::error::Result<Status> {
+    look(device, Some(&varve_rootfs::space::costs(&device.store)?))
+}
+
+fn look(device: &Device, costs: Option<&Costs>) -> crate::error::Result<Status> {
     let observed = Observed::look(device)?;
-    let costs = varve_rootfs::space::costs(&device.store)?;
     let going = crate::collect::plan(device, false)?;
     let room = space::space(device.store.dir())?;
     let selection = observed.selection.as_ref().ok();
@@ -329,8 +339,8 @@ pub fn status(device: &Device) -> crate::error::Result<Status> {
         booted: observed.boot.as_ref().map(booted),
         live: crate::live::Live::read(device)?.present().cloned(),
         situation: observed.situation(),
-        deployments: observed.deployments.iter().map(|d| deployment(d, &costs)).collect(),
-        parts: parts(&observed, &costs),
+        deployments: observed.deployments.iter().map(|d| deployment(d, costs)).collect(),
+        parts: costs.map(|costs| parts(&observed, costs)).unwrap_or_default(),
         collectable: Collectable {
             deployments: going.deployments.len(),
             parts: going.layers.len() + going.trees.len(),
@@ -378,7 +388,7 @@ fn parts(observed: &Observed, costs: &Costs) -> Vec<PartStatus> {
 }
 
 /// What is told of one deployment.
-fn deployment(deployment: &Deployment, costs: &Costs) -> DeploymentStatus {
+fn deployment(deployment: &Deployment, costs: Option<&Costs>) -> DeploymentStatus {
     let record = &deployment.record;
     let stack = match &record.stack {
         varve_format::deployment::Stack::Overlay { layers } => {
@@ -397,7 +407,7 @@ fn deployment(deployment: &Deployment, costs: &Costs) -> DeploymentStatus {
         title: record.title.clone(),
         confirmed: deployment.confirmed,
         pinned: deployment.pinned,
-        cost: costs.deployments.get(&record.name).copied().unwrap_or_default(),
+        cost: costs.map(|costs| costs.deployments.get(&record.name).copied().unwrap_or_default()),
     }
 }
 

@@ -126,7 +126,7 @@ pub(crate) enum Command {
     Apply(Apply),
 
     /// What runs, what boots next, what is here, what happened
-    Status,
+    Status(Status),
 
     /// Boot the previous deployment again, from the next boot on
     ///
@@ -328,6 +328,15 @@ pub(crate) struct Confirm {
     /// Say what would be confirmed, and which checks would run; change nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
+}
+
+/// See [`Command::Status`].
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Also what each deployment takes, and what of it alone; with -v, each layer and tree.
+    /// Looks at every file of them
+    #[arg(long)]
+    pub space: bool,
 }
 
 /// See [`Command::History`].

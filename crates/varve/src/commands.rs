@@ -94,7 +94,7 @@ pub(crate) fn run(cli: Cli, cancel: &Cancel) -> Answer {
         Command::Upgrade(args) => upgrade::upgrade(&session, args),
         Command::Apply(args) => apply::run(&session, &args),
         Command::Try(args) => tryout::run(&session, args),
-        Command::Status => lifecycle::status(&session),
+        Command::Status(args) => lifecycle::status(&session, &args),
         Command::Rollback(args) => lifecycle::rollback(&session, &args),
         Command::Confirm(args) => lifecycle::confirm(&session, &args),
         Command::History(args) => lifecycle::history(&session, &args),

@@ -188,6 +188,7 @@ fn json_has_the_documented_fields() {
         (&["upgrade"], 0),
         (&["upgrade", "--to", "r9"], 4),
         (&["status"], 0),
+        (&["status", "--space"], 0),
         (&["confirm"], 0),
         (&["pin", "r1"], 0),
         (&["collect", "--dry-run"], 0),

@@ -11,14 +11,18 @@ use varve_format::DeploymentName;
 use varve_term::Exit;
 
 use super::{Answer, Session, reboot};
-use crate::cli::{Confirm, History, Rollback};
+use crate::cli::{Confirm, History, Rollback, Status};
 use crate::show::lifecycle as show;
 
 /// How long the judgement of a boot waits for an upgrade that has begun meanwhile.
 const AT_WORK: Duration = Duration::from_secs(25 * 60);
 
-pub(crate) fn status(session: &Session<'_>) -> Answer {
-    let status = observe::status(&session.device()?)?;
+pub(crate) fn status(session: &Session<'_>, args: &Status) -> Answer {
+    let device = session.device()?;
+    let status = match args.space {
+        true => observe::status_with_costs(&device)?,
+        false => observe::status(&device)?,
+    };
     session.answer(&status, |status| show::status(status, session.verbose))?;
     Ok(Exit::Done)
 }

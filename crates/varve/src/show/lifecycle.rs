@@ -17,19 +17,23 @@ pub(crate) fn status(status: &Status, verbose: bool) -> String {
     if !status.situation.is_empty() {
         text.push('\n');
     }
-    let mut table =
-        Columns::new(&["DEPLOYMENT", "RELEASE", "LAYOUT", "STAGED", "TAKES", "ALONE", "STATE"]);
+    let mut heads = vec!["DEPLOYMENT", "RELEASE", "LAYOUT", "STAGED", "STATE"];
+    let costs = status.deployments.iter().any(|deployment| deployment.cost.is_some());
+    if costs {
+        heads.splice(4..4, ["TAKES", "ALONE"]);
+    }
+    let mut table = Columns::new(&heads);
     for deployment in status.deployments.iter().rev() {
         let release = deployment.release.as_ref().map_or("-".into(), |r| r.name.to_string());
-        table.row([
+        let mut row = vec![
             deployment.name.to_string(),
             release,
             deployment.layout.to_string(),
             deployment.created.strftime("%Y-%m-%d").to_string(),
-            bytes(deployment.cost.total),
-            bytes(deployment.cost.alone),
-            marks(deployment, status),
-        ]);
+        ];
+        row.extend(deployment.cost.iter().flat_map(|cost| [bytes(cost.total), bytes(cost.alone)]));
+        row.push(marks(deployment, status));
+        table.row(row);
     }
     if table.is_empty() {
         text.push_str("There is no deployment here.\n");
@@ -83,7 +87,7 @@ pub(crate) fn status(status: &Status, verbose: bool) -> String {
             let (total, alone) = (bytes(part.cost.total), bytes(part.cost.alone));
             text.push_str(&format!("{} takes {total}, {alone} of it alone\n", part.name));
         }
-        if status.space.may_share_blocks {
+        if costs && status.space.may_share_blocks {
             text.push_str(
                 "Files may share blocks on this file system: what they share is counted for each.\n",
             );

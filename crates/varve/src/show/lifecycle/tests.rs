@@ -23,7 +23,7 @@ fn deployment(n: u8, confirmed: bool, pinned: bool) -> DeploymentStatus {
         title: String::new(),
         confirmed,
         pinned,
-        cost: Cost { total: 612_000_000, alone: 79_000_000 + u64::from(n) },
+        cost: Some(Cost { total: 612_000_000, alone: 79_000_000 + u64::from(n) }),
     }
 }
 
@@ -72,6 +72,14 @@ fn plain() -> Status {
 #[test]
 fn status_of_a_quiet_device() {
     insta::assert_snapshot!(status(&plain(), false));
+}
+
+#[test]
+fn status_says_what_things_take_where_it_was_asked_for() {
+    let mut without = plain();
+    without.deployments.iter_mut().for_each(|deployment| deployment.cost = None);
+    let text = status(&without, false);
+    assert!(text.contains("STAGED      STATE") && !text.contains("TAKES"), "{text}");
 }
 
 #[test]
