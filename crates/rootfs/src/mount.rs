@@ -159,13 +159,7 @@ pub fn plan(
     options: Options,
 ) -> Result<MountPlan, AssembleError> {
     let stack = left_on(root_paths(record, options.strip), &options.off);
-    let layers: Vec<Dir> = stack
-        .iter()
-        .map(|path| {
-            let open = store.dir().open_dir(path);
-            open.map_err(|source| AssembleError::Stack { path: path.clone(), source })
-        })
-        .collect::<Result<_, _>>()?;
+    let layers = Layers::open(store, &stack)?;
 
     // What is tried on a stack that is not the deployment's own stays out of its state.
     let stripped = stack.len() < record.height();
@@ -189,12 +183,8 @@ pub fn plan(
     state.sort_by(|a, b| a.path.cmp(&b.path));
     for state_path in state {
         let target = state_path.path.tree_path();
-        let found = lowers(&layers, target).map_err(|(index, source)| AssembleError::Stack {
-            path: stack[index].clone(),
-            source,
-        })?;
-        let indexes = match found {
-            Lowers::Directories(indexes) => indexes,
+        let lowers = match layers.lowers(target)? {
+            Lowers::Directories(lowers) => lowers,
             Lowers::Hidden(why) => {
                 left_out.push(LeftOut { path: state_path.path.clone(), why });
                 continue;
@@ -210,7 +200,6 @@ pub fn plan(
                 (Top::Bind { directory: Path::new("state/bind").join(&slug) }, false)
             }
         };
-        let lowers = indexes.into_iter().map(|index| stack[index].join(target.as_path())).collect();
         let step = Step { target: target.clone(), slug, lowers, top };
         steps.push(match forgotten || (stripped && own) {
             true => in_memory_over(store, step)?,
@@ -228,16 +217,10 @@ pub fn directory(
     target: &TreePath,
 ) -> Result<Option<Step>, AssembleError> {
     let stack = root_paths(record, 0);
-    let failed = |index: usize, source| AssembleError::Stack { path: stack[index].clone(), source };
-    let mut layers = Vec::new();
-    for (index, path) in stack.iter().enumerate() {
-        layers.push(store.dir().open_dir(path).map_err(|source| failed(index, source))?);
-    }
-    let indexes = match lowers(&layers, target).map_err(|(index, source)| failed(index, source))? {
-        Lowers::Directories(indexes) => indexes,
+    let lowers = match Layers::open(store, &stack)?.lowers(target)? {
+        Lowers::Directories(lowers) => lowers,
         Lowers::Hidden(_) => return Ok(None),
     };
-    let lowers = indexes.into_iter().map(|index| stack[index].join(target.as_path())).collect();
     let slug = target.to_string().trim_start_matches('/').replace('/', "-");
     Ok(Some(Step { target: target.clone(), slug, lowers, top: Top::None }))
 }
@@ -305,32 +288,49 @@ pub fn root_paths(record: &DeploymentRecord, strip: u32) -> Vec<PathBuf> {
 }
 
 enum Lowers {
-    /// The layers that show the path as a directory, by index.
-    Directories(Vec<usize>),
+    /// The path in each layer that shows it as a directory; relative to `/varve`.
+    Directories(Vec<PathBuf>),
     /// None does.
     Hidden(&'static str),
 }
 
-/// Which layers show `path`, by the rules of overlayfs: a whiteout or a thing that is no
-/// directory ends it, an opaque directory ends it after its own layer.
-fn lowers(layers: &[Dir], path: &TreePath) -> Result<Lowers, (usize, SysError)> {
-    let mut found = Vec::new();
-    for (index, layer) in layers.iter().enumerate() {
-        let seen = look(layer, path).map_err(|source| (index, source))?;
-        if seen.directory {
-            found.push(index);
-        }
-        if let Some(why) = seen.hides {
-            if found.is_empty() {
-                return Ok(Lowers::Hidden(why));
+/// The layers of a stack, open, with their paths.
+struct Layers<'a> {
+    stack: &'a [PathBuf],
+    dirs: Vec<Dir>,
+}
+
+impl<'a> Layers<'a> {
+    fn open(store: &Store, stack: &'a [PathBuf]) -> Result<Self, AssembleError> {
+        let open = |path: &PathBuf| {
+            let failed = |source| AssembleError::Stack { path: path.clone(), source };
+            store.dir().open_dir(path).map_err(failed)
+        };
+        Ok(Self { stack, dirs: stack.iter().map(open).collect::<Result<_, _>>()? })
+    }
+
+    /// Which layers show `target`, by the rules of overlayfs: a whiteout or a thing that is
+    /// no directory ends it, an opaque directory ends it after its own layer.
+    fn lowers(&self, target: &TreePath) -> Result<Lowers, AssembleError> {
+        let mut found = Vec::new();
+        for (path, layer) in self.stack.iter().zip(&self.dirs) {
+            let failed = |source| AssembleError::Stack { path: path.clone(), source };
+            let seen = look(layer, target).map_err(failed)?;
+            if seen.directory {
+                found.push(path.join(target.as_path()));
             }
-            break;
+            if let Some(why) = seen.hides {
+                if found.is_empty() {
+                    return Ok(Lowers::Hidden(why));
+                }
+                break;
+            }
         }
+        if found.is_empty() {
+            return Ok(Lowers::Hidden("the release has no such directory"));
+        }
+        Ok(Lowers::Directories(found))
     }
-    if found.is_empty() {
-        return Ok(Lowers::Hidden("the release has no such directory"));
-    }
-    Ok(Lowers::Directories(found))
 }
 
 struct Seen {
