@@ -18,8 +18,11 @@ const NOISE: f64 = 1.5;
 pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     let small = [bench.scratch.join("small-1"), bench.scratch.join("small-2")];
     for (index, tree) in small.iter().enumerate() {
-        fs::create_dir_all(tree.join("etc/varve"))?;
-        crate::project::write(&tree.join("file"), index.to_string())?;
+        // What a device asks of a release: an init, and where it keeps its state.
+        for folder in ["etc/varve", "var", "home", "root", "usr/sbin"] {
+            fs::create_dir_all(tree.join(folder))?;
+        }
+        crate::project::write(&tree.join("usr/sbin/init"), index.to_string())?;
     }
     let small = measure(bench, "small", &small[0], &small[1])?;
     let whole = measure(bench, "whole", &bench.old.folder, &bench.new.folder)?;
