@@ -16,6 +16,8 @@
 //!
 //! On a full disk there may be no announcement: the act counts more than its line.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use varve_format::deployment::Stack;
 use varve_format::probe::{Answer, AskedBy, BISECT, Bisect, MAX_TEXT as MAX_FILE, PROBE, Probe};
@@ -25,6 +27,7 @@ use varve_rootfs::{Deployment, Store, StoreError};
 use varve_sys::{SysError, durable};
 
 use crate::history::{self, Record};
+use crate::live::Live;
 use crate::selection;
 
 /// The file's name in the state root.
@@ -87,6 +90,14 @@ pub(crate) enum Sign {
         after: usize,
         /// The answer.
         answer: Answer,
+    },
+    /// The running system shows a deployment: it stands last in this file, which is gone
+    /// with the boot, as what it tells of.
+    Shown {
+        /// Beside the boot stage's report.
+        file: PathBuf,
+        /// Which.
+        deployment: DeploymentName,
     },
 }
 
@@ -151,6 +162,9 @@ impl Sign {
             }
             Self::Answered { after, answer } => {
                 Ok(search(store)?.is_some_and(|search| search.answers.get(*after) == Some(answer)))
+            }
+            Self::Shown { file, deployment } => {
+                Ok(Live::in_file(file)?.present() == Some(deployment))
             }
         }
     }
@@ -292,6 +306,24 @@ mod tests {
             durable::replace_file(store.dir(), FILE, text.as_bytes(), 0o644).unwrap();
             settle(&store).unwrap();
             assert_eq!(lines(&store), 1);
+        }
+    }
+
+    #[test]
+    fn a_live_change_is_told_when_it_is_there() {
+        let (folder, store) = store();
+        let file = folder.path().join("live.toml");
+        let deployment: DeploymentName = "b".parse().unwrap();
+        for (last, told) in [(None, 0), (Some("a"), 0), (Some("b"), 1)] {
+            if let Some(last) = last {
+                let text = format!("deployments = [\"b\", \"{last}\"]\n");
+                let dir = Dir::open(folder.path()).unwrap();
+                durable::replace_file(&dir, "live.toml", text.as_bytes(), 0o644).unwrap();
+            }
+            let sign = Sign::Shown { file: file.clone(), deployment: deployment.clone() };
+            announce(&store, &record(), sign).unwrap();
+            settle(&store).unwrap();
+            assert_eq!(lines(&store), told, "{last:?}");
         }
     }
 }

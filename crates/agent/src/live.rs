@@ -17,7 +17,7 @@ mod switch;
 mod views;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use varve_format::deployment::RootMode;
@@ -25,15 +25,16 @@ use varve_format::{DeploymentName, TreePath};
 use varve_rootfs::mount::{AssembleError, Step, directory};
 use varve_rootfs::resolve::Resolver;
 use varve_rootfs::{Deployment, Store};
-use varve_sys::Dir;
 use varve_sys::mount::MountError;
+use varve_sys::{Dir, whole_message};
 
 pub use services::{Keeper, Service};
 pub use switch::{Namespace, Switched, Way, namespaces, switch};
 
+use crate::announce::{self, Sign};
 use crate::device::{Device, DeviceError, Writer};
 use crate::error::{Error, Result};
-use crate::history::{self, Event, Record};
+use crate::history::{Event, Record};
 use crate::observe::Observed;
 use crate::ps::{self, How};
 use crate::upgrade::Context;
@@ -74,11 +75,21 @@ pub enum LiveError {
         /// Why.
         source: AssembleError,
     },
-    /// A directory could not be shown.
+    /// A directory could not be shown. The system is as it was.
     #[error("a directory of it could not be shown")]
     Mount {
         /// Why.
         source: MountError,
+    },
+    /// A directory could not be shown, nor all that was shown before it be taken back.
+    #[error(
+        "a directory of it could not be shown, and what was shown already stays until a reboot ({left})"
+    )]
+    Half {
+        /// Why the first.
+        source: MountError,
+        /// What stays, and why.
+        left: String,
     },
 }
 
@@ -151,11 +162,18 @@ pub struct Live {
 impl Live {
     /// What was live since this boot; of a file that cannot be read, nothing is known.
     pub fn read(device: &Device) -> Result<Self, DeviceError> {
-        let Some(report) = &device.places.boot_report else { return Ok(Self::default()) };
-        let Some(parent) = report.parent() else { return Ok(Self::default()) };
+        match &device.places.boot_report {
+            Some(report) => Ok(Self::in_file(&report.with_file_name(FILE))?),
+            None => Ok(Self::default()),
+        }
+    }
+
+    /// What the file at a path says.
+    pub(crate) fn in_file(file: &Path) -> Result<Self, varve_sys::SysError> {
+        let Some(parent) = file.parent() else { return Ok(Self::default()) };
         let bytes = match Dir::open(parent) {
             Err(error) if error.is_not_found() => return Ok(Self::default()),
-            dir => dir?.read_opt(FILE, MAX_FILE)?,
+            dir => dir?.read_opt(file.file_name().unwrap_or_default(), MAX_FILE)?,
         };
         let text = String::from_utf8_lossy(bytes.as_deref().unwrap_or_default()).into_owned();
         Ok(toml::from_str(&text).unwrap_or_default())
@@ -398,11 +416,12 @@ fn who_runs(
     Ok((services::gather(reasons), keepers))
 }
 
-/// Shows what was planned. With obstacles it does nothing.
+/// Shows what was planned, below `root` (`/`, but for tests). With obstacles it does nothing.
 pub fn apply(
     device: &Device,
     _writer: &Writer,
     plan: &Plan,
+    root: &Path,
     context: &Context<'_>,
 ) -> Result<Switched> {
     if !plan.obstacles.is_empty() {
@@ -416,15 +435,29 @@ pub fn apply(
     live.deployments.push(plan.to.clone());
     live.deployments.push(plan.from.clone());
     live.write(report)?;
-    let root = PathBuf::from("/");
-    let switched = switch(&device.store, &plan.steps, &root, &namespaces(Path::new("/proc"))?)?;
-    live.deployments.retain(|name| *name != plan.to);
-    live.deployments.push(plan.to.clone());
-    live.write(report)?;
-    let record = Record::new(context.now, Event::Live)
-        .with("from", &plan.from)
-        .with("to", &plan.to)
-        .with("microseconds", switched.microseconds);
-    history::append(device.store.dir(), &record)?;
-    Ok(switched)
+    let record =
+        Record::new(context.now, Event::Live).with("from", &plan.from).with("to", &plan.to);
+    let file = report.with_file_name(FILE);
+    let sign = Sign::Shown { file, deployment: plan.to.clone() };
+    let mut done = None;
+    let told = announce::told(&device.store, record, sign, |record| {
+        let namespaces = namespaces(Path::new("/proc"))?;
+        let mut switched = switch(&device.store, &plan.steps, root, &namespaces)?;
+        record.add("microseconds", switched.microseconds);
+        live.deployments.retain(|name| *name != plan.to);
+        live.deployments.push(plan.to.clone());
+        if let Err(error) = live.write(report) {
+            switched.not_noted.push(whole_message(&error));
+        }
+        done = Some(switched);
+        Ok::<_, Error>(())
+    });
+    // Once it is done, nothing that fails afterwards may hide it.
+    match (done, told) {
+        (Some(mut switched), told) => {
+            switched.not_noted.extend(told.err().map(|error| whole_message(&error)));
+            Ok(switched)
+        }
+        (None, told) => Err(told.expect_err("what was not done has failed")),
+    }
 }

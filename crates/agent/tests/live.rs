@@ -241,6 +241,74 @@ fn a_reader_never_misses_a_file_hard_link() {
     }
 }
 
+#[test]
+fn when_a_later_directory_fails_the_earlier_ones_are_as_they_were() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::below(varve_testkit::crash::scratch());
+    two_releases(&lab);
+    on_a_machine(|| {
+        let (device, root) = boot(&lab, "r1");
+        let alone = Service::start("private", "true");
+        let record = device.store.deployment(&"r2".parse().unwrap()).unwrap().record;
+        let usr = TreePath::new(b"usr").unwrap();
+        let step = directory(&device.store, &record, &usr).unwrap().unwrap();
+        let nowhere = TreePath::new(b"nowhere").unwrap();
+        let bad = varve_rootfs::mount::Step { target: nowhere, ..step.clone() };
+        let fails = || {
+            let namespaces = live::namespaces(Path::new("/proc")).unwrap();
+            let steps = [step.clone(), bad.clone()];
+            live::switch(&device.store, &steps, &root, &namespaces).unwrap_err().to_string()
+        };
+        let release = root.join("usr/lib/release");
+        // The first time what was over the root goes; later what was there before returns.
+        for shown in ["r1\n", "r2\n"] {
+            let error = fails();
+            assert!(error.contains("could not be shown"), "{error}");
+            assert_eq!(fs::read_to_string(&release).unwrap(), shown);
+            assert_eq!(alone.sees(&release), shown);
+            assert_eq!(mounted_at(&root.join("usr")), usize::from(shown != "r1\n"));
+            show(&device, &root, "r2");
+        }
+    });
+}
+
+#[test]
+fn a_history_that_cannot_be_written_does_not_hide_what_was_done() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::below(varve_testkit::crash::scratch());
+    two_releases(&lab);
+    on_a_machine(|| {
+        let (device, root) = boot(&lab, "r1");
+        let apply = |to: &str| {
+            let writer = device.lock("apply", now()).unwrap();
+            let plan = live::plan(&device, Some(&to.parse().unwrap())).unwrap();
+            let (cancel, root) = (Cancel::new(), root.as_path());
+            with_context(&cancel, |c| live::apply(&device, &writer, &plan, root, c)).unwrap()
+        };
+        let shows = || fs::read_to_string(root.join("usr/lib/release")).unwrap();
+        assert_eq!((apply("r2").not_noted, shows()), (Vec::new(), "r2\n".to_owned()));
+        assert_eq!(lab.history().last().unwrap(), "live");
+        let varve = lab.disk().join("varve");
+        assert!(!varve.join("history.next").exists());
+        // In its place stands what no line can be appended to.
+        fs::rename(varve.join("history"), varve.join("history.kept")).unwrap();
+        fs::create_dir(varve.join("history")).unwrap();
+        let switched = apply("r1");
+        assert_eq!(shows(), "r1\n");
+        assert!(switched.not_noted[0].contains("history"), "{:?}", switched.not_noted);
+        // It was announced, and is told as soon as it can be.
+        fs::remove_dir(varve.join("history")).unwrap();
+        fs::rename(varve.join("history.kept"), varve.join("history")).unwrap();
+        let lines = lab.history().len();
+        drop(device.lock("status", now()).unwrap());
+        assert_eq!(lab.history().len(), lines + 1);
+    });
+}
+
 fn plan_of(lab: &Lab) -> Result<live::Plan, Error> {
     live::plan(&lab.device(), None)
 }
@@ -278,7 +346,8 @@ fn what_speaks_against_it_is_said() {
     let device = lab.device();
     let writer = device.lock("apply", now()).unwrap();
     let error = with_context(&Cancel::new(), |context| {
-        live::apply(&device, &writer, &plan_of(&lab).unwrap(), context).unwrap_err()
+        let root = Path::new("/nowhere");
+        live::apply(&device, &writer, &plan_of(&lab).unwrap(), root, context).unwrap_err()
     });
     let Error::Live(error) = error else { panic!("{error}") };
     assert_eq!(error.instead(), Some(live::Instead::SoftReboot));

@@ -73,6 +73,8 @@ pub struct Switched {
     pub unreached: BTreeMap<u32, String>,
     /// What the longest of the switches took, in microseconds.
     pub microseconds: u64,
+    /// What could not be noted of it, in words: it was done all the same.
+    pub not_noted: Vec<String>,
 }
 
 /// The mount namespaces of the machine, each once: first process 1's. Those whose
@@ -129,7 +131,6 @@ pub fn switch(
     root: &Path,
     namespaces: &[Namespace],
 ) -> Result<Switched> {
-    let failed = |source| Error::from(LiveError::Mount { source });
     // The calling process stands in the main namespace; its other threads may not.
     let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| Error::Proc(errno.into()))?;
@@ -141,12 +142,19 @@ pub fn switch(
     // All of it is there before the first is shown.
     let prepared: Vec<Detached> =
         steps.iter().map(|step| prepare(store, step, root)).collect::<Result<_>>()?;
+    let mut done: Vec<Undo<'_>> = Vec::new();
     for (step, prepared) in steps.iter().zip(prepared) {
         let place = root.join(step.target.as_path());
-        let new = identity_of(&prepared).map_err(failed)?;
         // Where this thread is comes first: what follows it is then there already.
-        let (way, took) = attach(&proc, prepared, &place).map_err(failed)?;
-        switched.microseconds = switched.microseconds.max(took.as_micros() as u64);
+        let shown = identity_of(&prepared)
+            .and_then(|new| attach(&proc, prepared, &place).map(|attached| (new, attached)));
+        let (new, attached) = match shown {
+            Ok(shown) => shown,
+            Err(source) => return Err(take_back(&proc, done, source).into()),
+        };
+        switched.microseconds = switched.microseconds.max(attached.took.as_micros() as u64);
+        let way = attached.way;
+        done.push(Undo { namespace: None, place: place.clone(), attached });
         for namespace in namespaces {
             let id = namespace.file.metadata().ok().map(|meta| (meta.dev(), meta.ino()));
             if id == Some(own) {
@@ -157,9 +165,11 @@ pub fn switch(
             let there = Elsewhere { proc: &proc, namespace, root, home, place: &place, new };
             match copy.and_then(|copy| there.attach(copy)) {
                 Ok(None) => {}
-                Ok(Some((way, took))) => {
-                    switched.namespaces.insert(namespace.pid, way);
-                    switched.microseconds = switched.microseconds.max(took.as_micros() as u64);
+                Ok(Some(attached)) => {
+                    switched.namespaces.insert(namespace.pid, attached.way);
+                    let took = attached.took.as_micros() as u64;
+                    switched.microseconds = switched.microseconds.max(took);
+                    done.push(Undo { namespace: Some(namespace), place: place.clone(), attached });
                 }
                 Err(error) => {
                     switched.unreached.insert(namespace.pid, whole_message(&error));
@@ -168,6 +178,61 @@ pub fn switch(
         }
     }
     Ok(switched)
+}
+
+/// How a mount came to its place.
+#[derive(Debug)]
+struct Attached {
+    way: Way,
+    took: Duration,
+    /// What was there and is unmounted now.
+    old: Option<Detached>,
+}
+
+/// What is taken back when a later directory cannot be shown.
+struct Undo<'a> {
+    /// None: this thread's.
+    namespace: Option<&'a Namespace>,
+    place: PathBuf,
+    attached: Attached,
+}
+
+/// Shows again what was shown before, the last first: a system of two halves is none.
+fn take_back(proc: &Dir, done: Vec<Undo<'_>>, source: MountError) -> LiveError {
+    let mut left = Vec::new();
+    for Undo { namespace, place, attached } in done.into_iter().rev() {
+        let at = place.clone();
+        let back = move || match (attached.way, attached.old) {
+            (Way::Followed, _) => Ok(()),
+            (Way::Exchanged, Some(old)) => attach(proc, old, &place).map(drop),
+            _ => unmount_lazily(&place),
+        };
+        let result = match namespace {
+            None => back(),
+            Some(namespace) => within(namespace, back),
+        };
+        if let Err(error) = result {
+            left.push(format!("{}: {}", at.display(), whole_message(&error)));
+        }
+    }
+    match left.is_empty() {
+        true => LiveError::Mount { source },
+        false => LiveError::Half { source, left: left.join("; ") },
+    }
+}
+
+/// Does something on a thread of its own in another namespace.
+fn within<T: Send>(
+    namespace: &Namespace,
+    act: impl FnOnce() -> Result<T, MountError> + Send,
+) -> Result<T, MountError> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            enter_namespace(&namespace.file)?;
+            act()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// What a path leads to, whatever mount it is reached by.
@@ -233,21 +298,25 @@ fn prepare(store: &Store, step: &Step, root: &Path) -> Result<Detached> {
 }
 
 /// Attaches in this thread's namespace.
-fn attach(proc: &Dir, mount: Detached, place: &Path) -> Result<(Way, Duration), MountError> {
-    let ours = ours_at(proc, place);
+fn attach(proc: &Dir, mount: Detached, place: &Path) -> Result<Attached, MountError> {
+    let old = match ours_at(proc, place) {
+        true => Some(copy_detached(CWD, place)?),
+        false => None,
+    };
     let begun = Instant::now();
-    if !ours {
+    let attached = |way, old| Attached { way, took: begun.elapsed(), old };
+    if old.is_none() {
         mount.attach(CWD, place)?;
-        return Ok((Way::Over, begun.elapsed()));
+        return Ok(attached(Way::Over, None));
     }
     match mount.attach_under(place) {
         Ok(()) => {
             unmount_lazily(place)?;
-            Ok((Way::Exchanged, begun.elapsed()))
+            Ok(attached(Way::Exchanged, old))
         }
         Err(_) => {
             mount.attach(CWD, place)?;
-            Ok((Way::Stacked, begun.elapsed()))
+            Ok(attached(Way::Stacked, None))
         }
     }
 }
@@ -278,19 +347,16 @@ struct Elsewhere<'a> {
 
 impl Elsewhere<'_> {
     /// None when that namespace does not show this system.
-    fn attach(&self, mount: Detached) -> Result<Option<(Way, Duration)>, MountError> {
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                enter_namespace(&self.namespace.file)?;
-                if identity(self.root) != Some(self.home) {
-                    return Ok(None);
-                }
-                if identity(self.place) == Some(self.new) {
-                    return Ok(Some((Way::Followed, Duration::ZERO)));
-                }
-                attach(self.proc, mount, self.place).map(Some)
-            });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    fn attach(&self, mount: Detached) -> Result<Option<Attached>, MountError> {
+        within(self.namespace, || {
+            if identity(self.root) != Some(self.home) {
+                return Ok(None);
+            }
+            if identity(self.place) == Some(self.new) {
+                let (way, took) = (Way::Followed, Duration::ZERO);
+                return Ok(Some(Attached { way, took, old: None }));
+            }
+            attach(self.proc, mount, self.place).map(Some)
         })
     }
 }

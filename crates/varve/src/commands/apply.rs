@@ -45,7 +45,9 @@ fn show_live(session: &Session<'_>, args: &Apply) -> Answer {
         session.answer(&applied, show::live)?;
         return Ok(if safe { Exit::Done } else { Exit::Refused });
     }
-    applied.switched = Some(live::apply(&device, &writer, &applied.plan, &session.context())?);
+    let root = std::path::Path::new("/");
+    let switched = live::apply(&device, &writer, &applied.plan, root, &session.context())?;
+    applied.switched = Some(switched);
     drop(writer);
     if !args.no_restart {
         for service in applied.plan.services.iter().filter(|service| service.restart) {

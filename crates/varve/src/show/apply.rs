@@ -36,6 +36,9 @@ pub(crate) fn live(applied: &Applied) -> String {
             for (pid, why) in &switched.unreached {
                 line(format!("Process {pid} and those with it keep the old files: {why}."));
             }
+            for what in &switched.not_noted {
+                line(format!("It is done, but could not be noted: {what}."));
+            }
             if switched.namespaces.values().any(|way| *way == Way::Stacked) {
                 line("This kernel keeps the old view below the new one until a reboot.".into());
             }
@@ -113,6 +116,7 @@ mod tests {
             namespaces: BTreeMap::from([(1, Way::Exchanged), (400, Way::Followed)]),
             unreached: BTreeMap::new(),
             microseconds: 180,
+            not_noted: Vec::new(),
         };
         insta::assert_snapshot!(live(&applied(plan(), Some(switched))), @r"
         debian-13.1+4 is shown in the place of debian-13.1: /usr.
