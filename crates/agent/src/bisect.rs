@@ -9,6 +9,8 @@
 //!
 //! The search itself is `varve_boot::bisect`. Each change is one replacement of the file.
 
+mod tried;
+
 use serde::Serialize;
 use varve_boot::bisect::{self, Finding, Next};
 use varve_format::probe::{Answer, BISECT, Bisect, Judge, MAX_TEXT, Verdict, Way};
@@ -26,6 +28,8 @@ use crate::observe::Observed;
 use crate::strip::{self, StripError, list};
 use crate::upgrade::Context;
 
+pub use tried::try_first;
+
 /// Of a layer that was found, so many paths are shown.
 const SHOWN: usize = 12;
 
@@ -40,13 +44,8 @@ pub struct Wish {
     pub agree: u8,
 }
 
-/// Begins a search of what runs, or of the latest; the next boot takes the first probe.
-pub fn begin(
-    device: &Device,
-    _writer: &Writer,
-    wish: Wish,
-    context: &Context<'_>,
-) -> Result<Bisect> {
+/// The search of what runs, or of the latest, as it would begin. Changes nothing.
+pub fn plan(device: &Device, wish: Wish) -> Result<Bisect> {
     let observed = Observed::look(device)?;
     let current = observed.effective_selection().ok_or(Error::NothingGood)?;
     let name = observed.booted().unwrap_or(&current.latest);
@@ -56,7 +55,7 @@ pub fn begin(
     if layers.is_empty() {
         return Err(StripError::OnlyBase { deployment: name.clone() }.into());
     }
-    let search = Bisect {
+    Ok(Bisect {
         deployment: name.clone(),
         layers,
         way: wish.way,
@@ -65,18 +64,26 @@ pub fn begin(
         active: true,
         running: None,
         answers: Vec::new(),
-    };
+    })
+}
+
+/// Begins a planned search; the next boot takes the first probe.
+pub fn begin(
+    device: &Device,
+    _writer: &Writer,
+    search: &Bisect,
+    context: &Context<'_>,
+) -> Result<()> {
     strip::forget_probe(&device.store)?;
     // By this the search that is written is known from one that stood here.
     remove(&device.store)?;
     let record = Record::new(context.now, Event::Search)
-        .with("deployment", name)
+        .with("deployment", &search.deployment)
         .with("layers", search.layers.len());
-    let sign = Sign::Searching { deployment: name.clone() };
+    let sign = Sign::Searching { deployment: search.deployment.clone() };
     announce::told(&device.store, record, sign, |_| -> Result<()> {
-        Ok(write(&device.store, &search)?)
-    })?;
-    Ok(search)
+        Ok(write(&device.store, search)?)
+    })
 }
 
 /// The search on the disk.
@@ -115,12 +122,13 @@ pub struct Judged {
     pub again: bool,
 }
 
-/// Notes the answer to the probe that runs, durably.
+/// Notes the answer to the probe that runs, durably; in a dry run it is only told.
 pub fn answer(
     device: &Device,
     _writer: &Writer,
     verdict: Verdict,
     why: &str,
+    dry_run: bool,
     context: &Context<'_>,
 ) -> Result<Judged> {
     let mut search = read(&device.store)?.ok_or(StripError::NoSearch)?;
@@ -130,15 +138,19 @@ pub fn answer(
     bisect::answer(&mut search, verdict, why);
     let again = matches!(bisect::next(&search), Next::Probe(_));
     let off = search.names(&running);
+    let judged = Judged { off, verdict, why: why.to_owned(), again };
+    if dry_run {
+        return Ok(judged);
+    }
     let record = Record::new(context.now, Event::Search)
         .with("deployment", &search.deployment)
-        .with("off", list(&off))
+        .with("off", list(&judged.off))
         .with("verdict", verdict)
         .with("why", why);
     announce::told(&device.store, record, sign, |_| -> Result<()> {
         Ok(write(&device.store, &search)?)
     })?;
-    Ok(Judged { off, verdict, why: why.to_owned(), again })
+    Ok(judged)
 }
 
 /// Judges a boot of the search by the health checks. None: there is nothing to judge, or a
@@ -158,7 +170,7 @@ pub(crate) fn judge_boot(
         Some(outcome) => (Verdict::Bad, outcome.reason()),
         None => (Verdict::Good, "it came up, and its health checks passed".to_owned()),
     };
-    answer(device, writer, verdict, &why, context).map(Some)
+    answer(device, writer, verdict, &why, false, context).map(Some)
 }
 
 /// At a clean shutdown a probe that nobody judged was no vote: it is taken again.
@@ -201,7 +213,11 @@ pub struct Report {
 
 /// Looks at the search.
 pub fn report(device: &Device) -> Result<Report> {
-    let search = read(&device.store)?.ok_or(StripError::NoSearch)?;
+    report_of(device, read(&device.store)?.ok_or(StripError::NoSearch)?)
+}
+
+/// The same of one that is not written.
+pub fn report_of(device: &Device, search: Bisect) -> Result<Report> {
     let (outcome, found, proven) = match bisect::next(&search) {
         Next::Probe(_) => ("searching", Vec::new(), false),
         Next::Over(Finding::Found { layers, proven, .. }) => ("found", layers, proven),
@@ -257,7 +273,12 @@ fn walk(dir: &Dir, at: &str, shown: &mut Vec<String>, count: &mut u64) -> Result
 }
 
 /// Switches off what was found, for good.
-pub fn keep(device: &Device, writer: &Writer, context: &Context<'_>) -> Result<strip::Kept> {
+pub fn keep(
+    device: &Device,
+    writer: &Writer,
+    dry_run: bool,
+    context: &Context<'_>,
+) -> Result<strip::Kept> {
     let search = read(&device.store)?.ok_or(StripError::NoSearch)?;
     let Next::Over(finding) = bisect::next(&search) else {
         return Err(StripError::NotFound.into());
@@ -265,5 +286,5 @@ pub fn keep(device: &Device, writer: &Writer, context: &Context<'_>) -> Result<s
     let off = finding.works_without().ok_or(StripError::NotFound)?;
     let observed = Observed::look(device)?;
     let off = search.names(off);
-    strip::switch_off(device, writer, &observed, &search.deployment, off, context)
+    strip::switch_off(device, writer, &observed, &search.deployment, off, dry_run, context)
 }

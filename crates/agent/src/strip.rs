@@ -156,16 +156,24 @@ pub struct Kept {
     pub off: Vec<LayerName>,
     /// Whether this very system was here and known to be good already.
     pub was_here: bool,
+    /// Nothing was changed.
+    pub dry_run: bool,
 }
 
 /// Keeps what runs: the layers that were left out of this boot are off from now on.
-pub fn keep(device: &Device, writer: &Writer, context: &Context<'_>) -> Result<Kept> {
+pub fn keep(
+    device: &Device,
+    writer: &Writer,
+    dry_run: bool,
+    context: &Context<'_>,
+) -> Result<Kept> {
     let observed = Observed::look(device)?;
     let boot = observed.boot.clone().ok_or(Error::NotRunning)?;
     if boot.off.is_empty() {
         return Err(StripError::NothingOff.into());
     }
-    switch_off(device, writer, &observed, &boot.deployment, boot.off, context)
+    let (from, off) = (&boot.deployment, boot.off.clone());
+    switch_off(device, writer, &observed, from, off, dry_run, context)
 }
 
 /// Makes a deployment like `from` with these layers off, and promotes it. `from` and its
@@ -176,6 +184,7 @@ pub fn switch_off(
     observed: &Observed,
     from: &DeploymentName,
     off: Vec<LayerName>,
+    dry_run: bool,
     context: &Context<'_>,
 ) -> Result<Kept> {
     let old =
@@ -193,36 +202,45 @@ pub fn switch_off(
         let like = (&latest.record.stack, &latest.record.own) == (&base.record.stack, &own);
         like && !latest.confirmed && latest.name() != old.name()
     });
-    let new = if same {
-        base.clone()
-    } else if let Some(again) = again {
-        again.clone()
-    } else {
-        let change = Restack {
-            base,
-            name: device.store.free_deployment_name(&format!("{from}.stripped"))?,
-            created: context.now.as_second(),
-            own,
-            state: old.record.state.clone(),
-            fresh_root: false,
-            title: format!("without {}", list(&off)),
-        };
-        let new = restack(&device.store, &change, None)?;
-        upgrade::carry(&device.store, observed, &new)?;
-        new
+    let here = if same { Some(base) } else { again };
+    let name = match here {
+        Some(here) => here.name().clone(),
+        None => device.store.free_deployment_name(&format!("{from}.stripped"))?,
+    };
+    let was_here = same && base.confirmed;
+    let kept = Kept { deployment: name.clone(), from: from.clone(), off, was_here, dry_run };
+    if dry_run {
+        return Ok(kept);
+    }
+    let off = &kept.off;
+    let new = match here {
+        Some(here) => here.clone(),
+        None => {
+            let change = Restack {
+                base,
+                name,
+                created: context.now.as_second(),
+                own,
+                state: old.record.state.clone(),
+                fresh_root: false,
+                title: format!("without {}", list(off)),
+            };
+            let new = restack(&device.store, &change, None)?;
+            upgrade::carry(&device.store, observed, &new)?;
+            new
+        }
     };
     let tries = (!new.confirmed).then_some(device.config.tries);
-    let deployment = new.name().clone();
     let record = Record::new(context.now, Event::Strip)
-        .with("deployment", &deployment)
+        .with("deployment", new.name())
         .with("from", from)
-        .with("off", list(&off))
+        .with("off", list(off))
         .with("kept", true);
     upgrade::promote(&device.store, writer, observed, &new, tries, record)?;
     // Until here the boot stage goes on leaving them out: a cut changes nothing of that.
     bisect::remove(&device.store)?;
     forget_probe(&device.store)?;
-    Ok(Kept { deployment, from: from.clone(), off, was_here: same && new.confirmed })
+    Ok(kept)
 }
 
 /// The deployment whose stack is what stays: the same one, if only own layers go.

@@ -18,7 +18,7 @@ use std::process::{Command, ExitStatus};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use serde::Serialize;
-use varve_format::DeploymentName;
+use varve_format::{DeploymentName, LayerName};
 use varve_rootfs::mount::{AssembleError, Care, Changes, Options, execute, plan};
 use varve_rootfs::{Deployment, Store};
 use varve_sys::Dir;
@@ -145,6 +145,17 @@ pub fn run(
     act: &Act,
     context: &Context<'_>,
 ) -> Result<Tried> {
+    run_without(device, name, &[], act, context)
+}
+
+/// The same with these layers left out.
+pub(crate) fn run_without(
+    device: &Device,
+    name: Option<&DeploymentName>,
+    off: &[LayerName],
+    act: &Act,
+    context: &Context<'_>,
+) -> Result<Tried> {
     let deployment = chosen(&Observed::look(device)?, name)?;
     if *act == Act::Boot && container().is_none() {
         return Err(TryError::NoContainer.into());
@@ -153,7 +164,7 @@ pub fn run(
     inside::in_private_namespace(|| {
         // Opened before its path may be covered.
         let store = Store::open(&Dir::open(physical_root)?)?;
-        let (root, left_out) = assemble(&store, &deployment)?;
+        let (root, left_out) = assemble(&store, &deployment, off)?;
         let mut tried = Tried {
             deployment: deployment.name().clone(),
             left_out,
@@ -172,7 +183,11 @@ pub fn run(
 }
 
 /// Mounts it as a boot would, with all changes in memory. Gives where.
-fn assemble(store: &Store, deployment: &Deployment) -> Result<(PathBuf, Vec<String>)> {
+fn assemble(
+    store: &Store,
+    deployment: &Deployment,
+    off: &[LayerName],
+) -> Result<(PathBuf, Vec<String>)> {
     tmpfs_detached(0o700, None)
         .and_then(|tmpfs| tmpfs.attach(CWD, Path::new(PLACE)))
         .map_err(InsideError::Mount)?;
@@ -180,7 +195,8 @@ fn assemble(store: &Store, deployment: &Deployment) -> Result<(PathBuf, Vec<Stri
     place.mkdir("root", 0o755)?;
     place.mkdir("memory", 0o700)?;
     let failed = |source| TryError::Assemble { deployment: deployment.name().clone(), source };
-    let options = Options { changes: Changes::Forgotten, ..Options::default() };
+    let off = off.to_vec();
+    let options = Options { changes: Changes::Forgotten, off, ..Options::default() };
     let plan = plan(store, &deployment.record, options).map_err(failed)?;
     let root = place.path().join("root");
     execute(store, &plan, &root, &place.path().join("memory"), Care::Strict).map_err(failed)?;

@@ -208,14 +208,15 @@ fn asking_for_a_probe() {
 fn beginning_a_search_and_judging_a_probe() {
     let (lab, ..) = with_an_update();
     let begin = |device: &Device, writer: &Writer, context: &Context<'_>| {
-        bisect::begin(device, writer, bisect::Wish::default(), context).unwrap();
+        let search = bisect::plan(device, bisect::Wish::default()).unwrap();
+        bisect::begin(device, writer, &search, context).unwrap();
     };
     told_if_done(&lab, "search", begin, |device| bisect::read(&device.store).unwrap().is_some());
     let mut search = bisect::read(&lab.device().store).unwrap().unwrap();
     at_boot(&mut search).unwrap();
     std::fs::write(lab.disk().join("varve/boot/bisect"), search.to_text()).unwrap();
     let judge = |device: &Device, writer: &Writer, context: &Context<'_>| {
-        bisect::answer(device, writer, Verdict::Good, "it came up", context).unwrap();
+        bisect::answer(device, writer, Verdict::Good, "it came up", false, context).unwrap();
     };
     told_if_done(&lab, "search", judge, |device| {
         bisect::read(&device.store).unwrap().is_some_and(|search| !search.answers.is_empty())

@@ -83,7 +83,8 @@ fn what_works_is_kept_and_nothing_is_deleted() {
     let lab = with_layers("", &["games", "tools"]);
     let device = lab.device();
     let writer = device.lock("test", now()).unwrap();
-    let keep = || with_context(&Cancel::new(), |context| strip::keep(&device, &writer, context));
+    let keep =
+        || with_context(&Cancel::new(), |context| strip::keep(&device, &writer, false, context));
     assert!(matches!(keep(), Err(Error::Strip(StripError::NothingOff))));
 
     let menu = strip::menu(&device, &Observed::look(&device).unwrap()).unwrap();
@@ -115,7 +116,7 @@ fn what_works_is_kept_and_nothing_is_deleted() {
     let again = with_context(&Cancel::new(), |context| {
         let (name, off) = (&kept.from, names(&["games"]));
         let observed = Observed::look(&device).unwrap();
-        strip::switch_off(&device, &writer, &observed, name, off, context)
+        strip::switch_off(&device, &writer, &observed, name, off, false, context)
     });
     assert_eq!(again.unwrap().deployment, kept.deployment);
     drop(writer);
@@ -156,7 +157,8 @@ fn the_bad_one_of_eight_is_found_and_switched_off() {
     let device = lab.device();
     let begin = |context: &upgrade::Context<'_>| {
         let writer = device.lock("test", now()).unwrap();
-        bisect::begin(&device, &writer, bisect::Wish::default(), context)
+        let search = bisect::plan(&device, bisect::Wish::default())?;
+        bisect::begin(&device, &writer, &search, context)
     };
     with_context(&Cancel::new(), begin).unwrap();
     let mut boots = 0;
@@ -180,7 +182,7 @@ fn the_bad_one_of_eight_is_found_and_switched_off() {
         let judged = if bad {
             let writer = device.lock("test", now()).unwrap();
             with_context(&Cancel::new(), |context| {
-                bisect::answer(&device, &writer, Verdict::Bad, "no sound", context)
+                bisect::answer(&device, &writer, Verdict::Bad, "no sound", false, context)
             })
             .unwrap()
         } else {
@@ -196,7 +198,8 @@ fn the_bad_one_of_eight_is_found_and_switched_off() {
     assert!(boots <= 5, "{boots}");
 
     let writer = device.lock("test", now()).unwrap();
-    let kept = with_context(&Cancel::new(), |context| bisect::keep(&device, &writer, context));
+    let kept =
+        with_context(&Cancel::new(), |context| bisect::keep(&device, &writer, false, context));
     let kept = kept.unwrap();
     assert_eq!(kept.off, names(&["l5"]));
     let record = device.store.deployment(&kept.deployment).unwrap().record;
@@ -212,7 +215,7 @@ fn a_probe_that_nobody_judged_is_taken_again() {
         let writer = device.lock("test", now()).unwrap();
         let judge = varve_format::probe::Judge::Person;
         let wish = bisect::Wish { judge, ..bisect::Wish::default() };
-        bisect::begin(&device, &writer, wish, context)
+        bisect::begin(&device, &writer, &bisect::plan(&device, wish)?, context)
     })
     .unwrap();
     let mut search = bisect::read(&device.store).unwrap().unwrap();

@@ -9,9 +9,9 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{Lab, with_context};
-use varve_agent::Error;
+use common::{Lab, now, with_context};
 use varve_agent::tryout::{self, Act, Tried, TryError};
+use varve_agent::{Error, bisect, layer};
 use varve_sys::task::Cancel;
 
 fn try_out(lab: &Lab, name: Option<&str>, act: &Act) -> Result<Tried, Error> {
@@ -159,4 +159,53 @@ fn walk(dir: &Path) -> Vec<String> {
     }
     found.sort();
     found
+}
+
+#[test]
+fn a_search_in_private_copies_finds_the_layer_without_a_boot() {
+    let Some(mut lab) = Lab::runnable() else { return };
+    for name in ["fine", "bad", "games"] {
+        let dir = lab.folder.path().join(name);
+        fs::create_dir_all(dir.join("usr/share")).unwrap();
+        fs::write(dir.join("usr/share").join(name), name).unwrap();
+        let device = lab.device();
+        let writer = device.lock("layer", now()).unwrap();
+        let (name, sources) = (name.parse().unwrap(), [dir]);
+        with_context(&Cancel::new(), |context| {
+            layer::add(&device, &writer, Some(&name), &sources, "", false, context).unwrap()
+        });
+    }
+    lab.boot(false);
+    let search = |lab: &Lab| {
+        let device = lab.device();
+        let search = bisect::plan(&device, bisect::Wish::default()).unwrap();
+        let layers = search.layers.len();
+        let tried = with_context(&Cancel::new(), |c| bisect::try_first(&device, search, c));
+        (tried.map(|tried| bisect::report_of(&device, tried).unwrap()), layers)
+    };
+    let error = search(&lab).0.unwrap_err();
+    assert!(matches!(error, Error::Try(TryError::NoChecks { .. })), "{error}");
+
+    let before = (mounts(), walk(&lab.disk()));
+    let check = |lab: &mut Lab, path: &str| {
+        let script = format!("! /bin/busybox test -e {path}");
+        let command = format!("[\"/bin/busybox\", \"sh\", \"-c\", \"{script}\"]");
+        lab.config.push_str(&format!("\n[[health]]\nname = \"{path}\"\ncommand = {command}\n"));
+        let etc = lab.disk().join("varve/state/versioned");
+        for state in fs::read_dir(etc).unwrap() {
+            let etc = state.unwrap().path().join("etc/upper/varve");
+            fs::create_dir_all(&etc).unwrap();
+            fs::write(etc.join("varve.toml"), lab.config_text()).unwrap();
+        }
+    };
+    check(&mut lab, "/usr/share/nothing");
+    let (report, layers) = search(&lab);
+    let report = report.unwrap();
+    assert_eq!((report.outcome, report.answers.len(), layers), ("searching", 0, 3));
+    check(&mut lab, "/usr/share/bad");
+    let report = search(&lab).0.unwrap();
+    assert_eq!((report.outcome, report.proven), ("found", true), "{report:#?}");
+    assert_eq!(report.found[0].as_str(), "bad");
+    assert!(report.answers.iter().all(|answer| answer.why.starts_with("in a copy, ")));
+    assert_eq!(before.0, mounts());
 }

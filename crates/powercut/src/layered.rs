@@ -240,7 +240,7 @@ impl Layered {
                     strip::off_once(device, writer, &latest.name, off, &context).map_err(words)?;
                     mark("asked".to_owned());
                 } else {
-                    strip::keep(device, writer, &context).map_err(words)?;
+                    strip::keep(device, writer, false, &context).map_err(words)?;
                     mark("changed".to_owned());
                 }
             }
@@ -249,14 +249,14 @@ impl Layered {
                 // Also after a cut behind the promotion: the search is still there, and the
                 // command is given again.
                 Ok(report) if report.outcome == "found" => {
-                    bisect::keep(device, writer, &context).map_err(words)?;
+                    bisect::keep(device, writer, false, &context).map_err(words)?;
                     mark("changed".to_owned());
                 }
                 Err(Error::Strip(StripError::NoSearch)) if self.is_aim(latest) => {}
                 // A cut in a probe counts against it: the search may have been misled.
                 Ok(_) | Err(Error::Strip(StripError::NoSearch)) => {
-                    let wish = bisect::Wish::default();
-                    bisect::begin(device, writer, wish, &context).map_err(words)?;
+                    let search = bisect::plan(device, bisect::Wish::default()).map_err(words)?;
+                    bisect::begin(device, writer, &search, &context).map_err(words)?;
                     mark("asked".to_owned());
                 }
                 Err(error) => return Err(words(error)),

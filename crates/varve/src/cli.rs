@@ -459,8 +459,12 @@ pub(crate) struct Strip {
     #[arg(long)]
     pub back: bool,
 
+    /// Say what would be; change nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
     /// Reboot
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dry_run")]
     pub reboot: bool,
 }
 
@@ -470,6 +474,10 @@ pub(crate) struct Bisect {
     /// What to do
     #[command(subcommand)]
     pub act: Option<BisectAct>,
+
+    /// Say what would be; change nothing
+    #[arg(short = 'n', long, global = true)]
+    pub dry_run: bool,
 }
 
 /// The acts of a search.
@@ -488,6 +496,11 @@ pub(crate) enum BisectAct {
         /// Believe a verdict once it leads by so many answers, for what fails now and then
         #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9))]
         agree: u8,
+
+        /// First by the health checks in private copies, without a boot; what shows in none
+        /// of them is searched for by boots
+        #[arg(long = "try", conflicts_with = "person")]
+        try_first: bool,
 
         /// Reboot into the first probe
         #[arg(long)]

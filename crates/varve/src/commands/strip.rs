@@ -8,7 +8,7 @@ use varve_agent::observe::Observed;
 use varve_agent::strip::{self, Kept, StripError};
 use varve_agent::{Device, Error, bisect};
 use varve_boot::menu::{Choice, Key, Menu};
-use varve_format::probe::{Judge, Verdict, Way};
+use varve_format::probe::{self, Judge, Verdict, Way};
 use varve_format::{DeploymentName, LayerName};
 use varve_sys::console::Screen;
 use varve_term::{Exit, Form};
@@ -54,13 +54,15 @@ pub(crate) struct NextBoot {
     pub off: Vec<LayerName>,
     /// What all systems share and an older one may not understand.
     pub shared: Vec<String>,
+    /// Nothing was changed.
+    pub dry_run: bool,
 }
 
 pub(crate) fn strip(session: &Session<'_>, args: &Strip) -> Answer {
     let device = session.device()?;
     if args.keep {
         let writer = device.lock("strip", session.now)?;
-        let kept = strip::keep(&device, &writer, &session.context())?;
+        let kept = strip::keep(&device, &writer, args.dry_run, &session.context())?;
         drop(writer);
         return answer_kept(session, kept, args.reboot);
     }
@@ -79,6 +81,9 @@ pub(crate) fn strip(session: &Session<'_>, args: &Strip) -> Answer {
     };
     if off.is_empty() && !args.back {
         return Err(Error::from(StripError::OnlyBase { deployment: menu.deployment }).into());
+    }
+    if args.dry_run {
+        return answer_next(session, &menu, off, true);
     }
     next_boot(session, &device, &menu, off, args.reboot)
 }
@@ -101,11 +106,16 @@ fn next_boot(
     let writer = device.lock("strip", session.now)?;
     strip::off_once(device, &writer, &menu.deployment, off.clone(), &session.context())?;
     drop(writer);
-    let (deployment, shared) = (menu.deployment.clone(), menu.shared.clone());
-    session.answer(&NextBoot { deployment, off, shared }, show::next_boot)?;
+    answer_next(session, menu, off, false)?;
     if then_reboot {
         reboot()?;
     }
+    Ok(Exit::Done)
+}
+
+fn answer_next(session: &Session<'_>, menu: &Menu, off: Vec<LayerName>, dry_run: bool) -> Answer {
+    let (deployment, shared) = (menu.deployment.clone(), menu.shared.clone());
+    session.answer(&NextBoot { deployment, off, shared, dry_run }, show::next_boot)?;
     Ok(Exit::Done)
 }
 
@@ -115,7 +125,10 @@ fn look(session: &Session<'_>, device: &Device, mut menu: Menu) -> Answer {
     if session.form == Form::Human && terminal && session.places.boot_report.is_some() {
         return match ask(&mut menu) {
             Choice::Try(off) => next_boot(session, device, &menu, off, true),
-            Choice::Find => begin(session, device, bisect::Wish::default(), true),
+            Choice::Find => {
+                let search = bisect::plan(device, bisect::Wish::default())?;
+                begin(session, device, search, false, true)
+            }
             Choice::Usual | Choice::Previous => Ok(Exit::Done),
         };
     }
@@ -168,10 +181,11 @@ pub(crate) fn bisect(session: &Session<'_>, args: &Bisect) -> Answer {
     let judge = |verdict, then_reboot: &bool| {
         let writer = device.lock("bisect", session.now)?;
         let why = "a person says so";
-        let judged = bisect::answer(&device, &writer, verdict, why, &session.context())?;
+        let judged =
+            bisect::answer(&device, &writer, verdict, why, args.dry_run, &session.context())?;
         drop(writer);
         session.answer(&judged, show::judged)?;
-        if *then_reboot && judged.again {
+        if *then_reboot && judged.again && !args.dry_run {
             reboot()?;
         }
         Ok::<Exit, Failure>(Exit::Done)
@@ -181,34 +195,52 @@ pub(crate) fn bisect(session: &Session<'_>, args: &Bisect) -> Answer {
             session.answer(&bisect::report(&device)?, show::report)?;
             Ok(Exit::Done)
         }
-        Some(BisectAct::Start { person, subset, agree, reboot }) => {
+        Some(BisectAct::Start { person, subset, agree, try_first, reboot }) => {
             let way = if *subset { Way::Subset } else { Way::Prefix };
             let judge = if *person { Judge::Person } else { Judge::Health };
-            begin(session, &device, bisect::Wish { way, judge, agree: *agree }, *reboot)
+            let wish = bisect::Wish { way, judge, agree: *agree };
+            let mut search = bisect::plan(&device, wish)?;
+            if *try_first {
+                search = bisect::try_first(&device, search, &session.context())?;
+                if search.answers.is_empty() {
+                    session.progress.note("nothing shows without a boot");
+                }
+            }
+            begin(session, &device, search, args.dry_run, *reboot)
         }
         Some(BisectAct::Good { reboot }) => judge(Verdict::Good, reboot),
         Some(BisectAct::Bad { reboot }) => judge(Verdict::Bad, reboot),
         Some(BisectAct::Skip { reboot }) => judge(Verdict::Skip, reboot),
         Some(BisectAct::Keep) => {
             let writer = device.lock("bisect", session.now)?;
-            let kept = bisect::keep(&device, &writer, &session.context())?;
+            let kept = bisect::keep(&device, &writer, args.dry_run, &session.context())?;
             answer_kept(session, kept, false)
         }
         Some(BisectAct::Stop) => {
             let report = bisect::report(&device)?;
-            bisect::stop(&device, &device.lock("bisect", session.now)?)?;
+            let writer = device.lock("bisect", session.now)?;
+            if !args.dry_run {
+                bisect::stop(&device, &writer)?;
+            }
             session.answer(&report, show::stopped)?;
             Ok(Exit::Done)
         }
     }
 }
 
-fn begin(session: &Session<'_>, device: &Device, wish: bisect::Wish, now: bool) -> Answer {
-    let writer = device.lock("bisect", session.now)?;
-    bisect::begin(device, &writer, wish, &session.context())?;
-    drop(writer);
-    session.answer(&bisect::report(device)?, show::report)?;
-    if now {
+fn begin(
+    session: &Session<'_>,
+    device: &Device,
+    search: probe::Bisect,
+    dry_run: bool,
+    now: bool,
+) -> Answer {
+    if !dry_run {
+        let writer = device.lock("bisect", session.now)?;
+        bisect::begin(device, &writer, &search, &session.context())?;
+    }
+    session.answer(&bisect::report_of(device, search)?, show::report)?;
+    if now && !dry_run {
         reboot()?;
     }
     Ok(Exit::Done)

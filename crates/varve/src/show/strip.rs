@@ -14,11 +14,13 @@ pub(crate) fn list(list: &List) -> String {
 }
 
 pub(crate) fn next_boot(next: &NextBoot) -> String {
+    let deployment = &next.deployment;
+    let [has, is] = if next.dry_run { ["would have", "would be"] } else { ["has", "is"] };
     if next.off.is_empty() {
-        return format!("The next boot of {} has all its layers.\n", next.deployment);
+        return format!("The next boot of {deployment} {has} all its layers.\n");
     }
     let off = strip::list(&next.off);
-    let mut text = format!("The next boot of {} is without {off}, once.\n", next.deployment);
+    let mut text = format!("The next boot of {deployment} {is} without {off}, once.\n");
     if !next.shared.is_empty() {
         let shared = next.shared.join(", ");
         text += &format!("Work saved in {shared} by the newer system may not open in it.\n");
@@ -27,9 +29,12 @@ pub(crate) fn next_boot(next: &NextBoot) -> String {
 }
 
 pub(crate) fn kept(kept: &Kept) -> String {
-    let Kept { deployment, from, off, was_here } = kept;
+    let Kept { deployment, from, off, was_here, dry_run } = kept;
     let off = strip::list(off);
     let trial = if *was_here { "" } else { ", on trial" };
+    if *dry_run {
+        return format!("{deployment} would boot from now on{trial}: {from} without {off}.\n");
+    }
     format!(
         "{deployment} boots from now on{trial}: {from} without {off}.\n\
          Nothing was deleted. To go back: varve rollback. What can be freed: varve collect --dry-run\n"
