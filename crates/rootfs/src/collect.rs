@@ -134,7 +134,7 @@ pub fn execute(store: &Store, plan: &CollectPlan) -> Result<(), SysError> {
     Ok(())
 }
 
-/// The range that was being read when a process ended.
+/// Begins the names of the ranges that were being read when a process ended.
 const UNDER_WAY: &str = "under-way";
 
 /// Digests in incoming/ (and parts of them, `<digest>.<length>.part`), documents, deltas and

@@ -117,7 +117,7 @@ fn what_is_half_fetched_is_collected() {
     let store = Store::create(&Dir::open(folder.path()).unwrap()).unwrap();
     let digest = "5".repeat(64);
     let ours = ["", ".70000.part", ".document", ".delta"].map(|end| format!("{digest}{end}"));
-    for name in ours.iter().map(String::as_str).chain(["under-way", "not-ours"]) {
+    for name in ours.iter().map(String::as_str).chain(["under-way-0", "not-ours"]) {
         store.incoming().create_file(name, 0o600).unwrap();
     }
     let plan = collect::plan(&store, &keep(2)).unwrap();

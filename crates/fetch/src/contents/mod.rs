@@ -41,7 +41,7 @@ use plan::{Item, Job, PackJobs};
 use store::{Here, Store};
 
 /// Frames that wait between two threads.
-const QUEUE: usize = 4;
+pub(crate) const QUEUE: usize = 4;
 
 /// Why contents are still missing. What was verified before is kept in all cases.
 #[derive(Debug, thiserror::Error)]

@@ -1,9 +1,8 @@
 //! What outlives the process that fetched it, below `incoming/`:
 //!
 //! ```text
-//! <sha256>.document   a manifest, a record, an index: whole
-//! under-way           the range that is being read: its name, then its bytes as they come
-//! under-way-before    the one before, which may not be written where it belongs yet
+//! <sha256>.document        a manifest, a record, an index: whole
+//! under-way-0 .. -11       the last ranges that were read: which, then the bytes as they come
 //! ```
 //!
 //! Neither is believed: a document's digest is checked when it is taken up, and a range
@@ -11,16 +10,21 @@
 //! answers is. So nothing here is synced for the sake of order, and nothing fails when
 //! it cannot be written: a cut of power loses what would be fetched again anyway, while a
 //! process that is killed loses not one byte that it has read.
+//!
+//! A range is read long before what is in it stands where it belongs: between the two it
+//! waits to be decoded and, behind a slow disk, to be written. So as many are kept as can
+//! be on that way at once ([`SLOTS`]), and each takes the place of the one begun longest ago.
 
+use std::io::Read;
 use std::sync::{Mutex, PoisonError};
 
 use varve_format::Sha256Digest;
 use varve_sys::{Dir, NewFile, durable};
 
-/// The range that is being read.
-const UNDER_WAY: &str = "under-way";
-/// The one before it.
-const BEFORE: &str = "under-way-before";
+/// How many ranges are kept. On the way of a pack's frames there are at most: one being
+/// read, one that waits for a place in the first queue, the two queues, one being decoded
+/// and one being written.
+const SLOTS: usize = crate::contents::QUEUE * 2 + 4;
 /// The longest document that is kept, in bytes.
 const MAX_DOCUMENT: u64 = 64 << 20;
 /// The longest name of a range.
@@ -35,9 +39,27 @@ pub(super) struct Kept {
 
 #[derive(Default)]
 struct State {
-    /// What an earlier run left, each with its name; read once.
-    left: Option<Vec<Vec<u8>>>,
-    open: Option<NewFile>,
+    /// What is in each place, as an earlier run left it or as this one wrote it; looked
+    /// for once.
+    slots: Option<Vec<Slot>>,
+    open: Option<(usize, NewFile)>,
+}
+
+#[derive(Clone, Default)]
+struct Slot {
+    /// The range's file and start; empty when there is none.
+    name: String,
+    /// Its turn: each range has a greater one than those that were begun before it.
+    turn: u64,
+}
+
+fn slot_name(slot: usize) -> String {
+    format!("under-way-{slot}")
+}
+
+/// What a range's file begins with.
+fn head(name: &str, turn: u64) -> String {
+    format!("{turn} {name}\n")
 }
 
 impl Kept {
@@ -66,43 +88,88 @@ impl Kept {
     /// Begins a range: appends to `out` what an earlier run left of it, of at most `length`
     /// bytes, and goes on with what [`Kept::add`] brings. Gives how much that was.
     pub(super) fn begin(&self, path: &str, start: u64, length: u64, out: &mut Vec<u8>) -> usize {
-        let name = format!("{path} {start}\n");
-        if name.len() > MAX_NAME || length > MAX_RANGE {
+        let name = format!("{path} {start}");
+        let mut state = self.lock();
+        state.open = None;
+        if name.len() > MAX_NAME - 32 || length > MAX_RANGE {
             return 0;
         }
-        let mut state = self.lock();
-        let limit = MAX_NAME as u64 + MAX_RANGE;
-        let found = state.left.get_or_insert_with(|| {
-            let read = |name| self.dir.read_opt(name, limit).ok().flatten();
-            [BEFORE, UNDER_WAY].into_iter().filter_map(read).collect()
-        });
-        let mut text = name.into_bytes();
-        let named = text.len();
-        if let Some(at) = found.iter().position(|left| left.starts_with(&text)) {
-            let left = found.swap_remove(at);
-            let bytes = &left[named..];
-            let length = usize::try_from(length).unwrap_or(usize::MAX);
-            text.extend_from_slice(&bytes[..bytes.len().min(length)]);
+        let slots = match &mut state.slots {
+            Some(slots) => slots,
+            none => none.insert(self.look()),
+        };
+        let found = slots.iter().position(|slot| slot.name == name);
+        let oldest = || (0..SLOTS).min_by_key(|&at| slots[at].turn).unwrap_or(0);
+        let at = found.unwrap_or_else(oldest);
+        let taken = match found {
+            Some(_) => self.take_up(at, &slots[at], length, out),
+            None => {
+                let turn = slots.iter().map(|slot| slot.turn).max().unwrap_or(0);
+                slots[at] = Slot { name, turn: turn.saturating_add(1) };
+                self.write(at, &slots[at]).map(|file| (file, 0))
+            }
+        };
+        match taken {
+            Ok((file, count)) => {
+                state.open = Some((at, file));
+                count
+            }
+            Err(_) => {
+                slots[at] = Slot::default();
+                0
+            }
         }
-        out.extend_from_slice(&text[named..]);
-        state.open = self.write(&text).ok();
-        text.len() - named
     }
 
-    fn write(&self, text: &[u8]) -> varve_sys::Result<NewFile> {
-        match self.dir.rename_over(UNDER_WAY, &self.dir, BEFORE) {
-            Err(error) if !error.is_not_found() => return Err(error),
-            _ => {}
-        }
-        let mut file = self.dir.create_file(UNDER_WAY, 0o600)?;
-        file.write_all(text)?;
+    /// Sees what an earlier run left.
+    fn look(&self) -> Vec<Slot> {
+        let look = |at| {
+            let mut head = Vec::new();
+            let file = self.dir.open_file(slot_name(at)).ok()?;
+            file.take(MAX_NAME as u64).read_to_end(&mut head).ok()?;
+            head.truncate(head.iter().position(|&byte| byte == b'\n')?);
+            let (turn, name) = std::str::from_utf8(&head).ok()?.split_once(' ')?;
+            Some(Slot { name: name.to_owned(), turn: turn.parse().ok()? })
+        };
+        (0..SLOTS).map(|at| look(at).unwrap_or_default()).collect()
+    }
+
+    /// Goes on with what an earlier run left in a place.
+    fn take_up(
+        &self,
+        at: usize,
+        slot: &Slot,
+        length: u64,
+        out: &mut Vec<u8>,
+    ) -> varve_sys::Result<(NewFile, usize)> {
+        let bytes = self.dir.read(slot_name(at), MAX_NAME as u64 + MAX_RANGE)?;
+        let head = head(&slot.name, slot.turn);
+        let left = bytes.strip_prefix(head.as_bytes()).unwrap_or_default();
+        let count = left.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+        let mut file = self.dir.edit_file(slot_name(at))?;
+        let end = (head.len() + count) as u64;
+        file.set_length(end)?;
+        file.seek_to(end)?;
+        out.extend_from_slice(&left[..count]);
+        Ok((file, count))
+    }
+
+    /// Begins anew in a place.
+    fn write(&self, at: usize, slot: &Slot) -> varve_sys::Result<NewFile> {
+        let name = slot_name(at);
+        let mut file = match self.dir.edit_file(&name) {
+            Err(error) if error.is_not_found() => self.dir.create_file(&name, 0o600)?,
+            other => other?,
+        };
+        file.set_length(0)?;
+        file.write_all(head(&slot.name, slot.turn).as_bytes())?;
         Ok(file)
     }
 
     /// More of the range came.
     pub(super) fn add(&self, bytes: &[u8]) {
         let mut state = self.lock();
-        if let Some(file) = &mut state.open
+        if let Some((_, file)) = &mut state.open
             && file.write_all(bytes).is_err()
         {
             state.open = None;
@@ -111,8 +178,12 @@ impl Kept {
 
     /// What came of the range is wrong, or is not needed any more.
     pub(super) fn clear(&self) {
-        if let Some(mut file) = self.lock().open.take() {
+        let mut state = self.lock();
+        if let Some((at, mut file)) = state.open.take() {
             let _ = file.set_length(0);
+            if let Some(slots) = &mut state.slots {
+                slots[at] = Slot::default();
+            }
         }
     }
 
@@ -152,12 +223,29 @@ mod tests {
         second.add(b"g");
         assert_eq!(begin(&kept(&folder), "packs/a", 10, 3), b"abc");
         assert!(begin(&kept(&folder), "packs/a", 11, 100).is_empty());
-        // The one before is here too, until two others have begun.
+    }
+
+    /// What was read and is not yet where it belongs is kept too, whoever is killed when.
+    #[test]
+    fn the_last_ranges_are_all_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = kept(&folder);
+        let many = SLOTS as u64 + 3;
+        for start in 0..many {
+            assert!(begin(&first, "a", start, 100).is_empty());
+            first.add(format!("from {start}").as_bytes());
+        }
+        let second = kept(&folder);
+        assert!(begin(&second, "a", 2, 100).is_empty(), "it was replaced");
+        // That took the place of the oldest; nothing else is lost by it, or by a kill
+        // before the others are taken up.
         let third = kept(&folder);
-        assert_eq!(begin(&third, "packs/a", 10, 100), b"abc");
-        begin(&third, "b", 0, 1);
-        begin(&third, "c", 0, 1);
-        assert!(begin(&kept(&folder), "packs/a", 10, 100).is_empty(), "it was replaced");
+        for start in 4..many {
+            assert_eq!(begin(&third, "a", start, 100), format!("from {start}").as_bytes());
+        }
+        assert!(begin(&third, "a", 3, 100).is_empty());
+        let names = Dir::open(folder.path()).unwrap().names().unwrap().len();
+        assert_eq!(names, SLOTS, "no more places than there are");
     }
 
     #[test]
