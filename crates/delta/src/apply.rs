@@ -22,7 +22,8 @@ use varve_format::{ContentDigest, ReleaseDigest, verity};
 use crate::address::Anatomy;
 use crate::blob::frame::{Foretold, FrameCoder, Part};
 use crate::blob::{Alignment, BlobCoder, Block, Reference};
-use crate::codec::{self, frame};
+use crate::codec;
+use crate::codec::frame::Maker;
 use crate::coder::Decoder;
 use crate::file::{self, FileError, Header};
 use crate::index::{self, BadIndex, Group, Leaf, Op, Recipe, Source};
@@ -518,11 +519,12 @@ impl<'a> Work<'a> {
                         out.extend_from_slice(&codec::encode(settings, &plain).unwrap_or_default());
                     }
                 }
-                Op::Frame(old, inner) => {
+                Op::Frame(format, old, inner) => {
                     // What was chosen can only be followed along the text itself.
                     let most = limit.saturating_mul(MOST_EXPANSION);
                     let text = self.build(decoder, inner, most, false)?.ok_or(Stop::Wrong)?;
-                    self.frame(decoder, old.as_ref(), inner, &text, (&mut out, limit))?;
+                    let old = (*format, old.as_ref());
+                    self.frame(decoder, old, inner, &text, (&mut out, limit))?;
                 }
             }
             if out.len() as u64 > limit {
@@ -532,11 +534,11 @@ impl<'a> Work<'a> {
         Ok((!skip).then_some(out))
     }
 
-    /// Puts the frame of `text` behind what is made so far, at most so many bytes.
+    /// Puts the stream of `text` behind what is made so far, at most so many bytes.
     fn frame(
         &mut self,
         decoder: &mut Decoder<'_>,
-        old: Option<&Source>,
+        (format, old): (codec::Format, Option<&Source>),
         inner: &Recipe,
         text: &[u8],
         (out, limit): (&mut Vec<u8>, u64),
@@ -546,24 +548,27 @@ impl<'a> Work<'a> {
         let foretold = match old {
             None => None,
             Some(old) => {
-                old_text = self.reader.bytes(inner.text_of(old).ok_or(Stop::Wrong)?)?;
+                old_text = self.reader.bytes(inner.text_of(format, old).ok_or(Stop::Wrong)?)?;
                 let stream = self.reader.bytes(old)?;
                 self.reader.forget();
-                Some(Foretold::new(&old_text, &stream, &blocks).ok_or(Stop::Wrong)?)
+                let foretold = Foretold::new(format, &old_text, &stream, &blocks);
+                Some(foretold.ok_or(Stop::Wrong)?)
             }
         };
         let coder = self.frames.get_or_insert_with(FrameCoder::new);
-        let mut maker = frame::Maker::new();
+        let mut maker = Maker::new(format).ok_or(Stop::Wrong)?;
         let mut each = |part: Part<'_>| {
             match part {
-                Part::Own(bytes) => out.extend_from_slice(bytes),
-                Part::Block(block, text, sequences, last) => {
-                    maker.block(block, text, sequences, last, out)?;
+                Part::Header(bytes) => maker.begin(bytes, out)?,
+                Part::Block(block, end, sequences, last) => {
+                    maker.block(block, (text, end), sequences, last, out)?;
                 }
+                Part::End(checksum) => maker.end(checksum, out),
             }
             (out.len() as u64 <= limit).then_some(())
         };
-        coder.code(decoder, text, foretold.as_ref(), None, &mut each).map_err(|_| Stop::Wrong)
+        let coded = coder.code(decoder, format, text, foretold.as_ref(), None, &mut each);
+        coded.map_err(|_| Stop::Wrong)
     }
 
     fn leaf(

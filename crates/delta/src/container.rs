@@ -65,6 +65,8 @@ struct Budget<'a> {
     known: &'a dyn Fn(&[u8]) -> bool,
     /// Settings that were found before.
     memo: Option<&'a dyn Memo>,
+    /// The depth that is left in a stream that foretells itself, if there is one.
+    foretold: Option<u32>,
 }
 
 /// Remembers what is dear to find, from one delta to the next: the settings that make a
@@ -78,15 +80,18 @@ pub trait Memo: Sync {
 }
 
 /// Takes `bytes` apart. With `prove`, streams that cannot be made again bit for bit
-/// stay closed; without, all are opened (an old content is only read).
+/// stay closed; without, all are opened (an old content is only read). `foretold`: if the
+/// whole is a stream, an old one shows what its encoder would choose.
 pub(crate) fn walk(
     bytes: &[u8],
     limits: &Limits,
-    prove: bool,
+    (prove, foretold): (bool, bool),
     known: &dyn Fn(&[u8]) -> bool,
     memo: Option<&dyn Memo>,
 ) -> Node {
-    let mut budget = Budget { decoded: limits.decoded, pieces: limits.pieces, prove, known, memo };
+    let foretold = foretold.then_some(limits.depth);
+    let Limits { decoded, pieces, .. } = *limits;
+    let mut budget = Budget { decoded, pieces, prove, known, memo, foretold };
     inside(bytes, limits.depth, &mut budget)
 }
 
@@ -146,12 +151,15 @@ fn stream(bytes: &[u8], format: Format, depth: u32, budget: &mut Budget<'_>) -> 
         return None;
     }
     budget.decoded -= decoded.plain.len();
+    let node = inside(&decoded.plain, depth - 1, budget);
+    // What was chosen is foretold along a text, not along parts of one.
+    let foretold = budget.foretold == Some(depth) && node.is_plain();
+    let stream = &bytes[..decoded.length];
     let settings = if budget.prove {
-        Some(proved(format, &bytes[..decoded.length], &decoded.plain, budget.memo)?)
+        Some(proved(format, stream, &decoded.plain, foretold, budget.memo)?)
     } else {
         None
     };
-    let node = inside(&decoded.plain, depth - 1, budget);
     Some(Piece::Stream { length: decoded.length, format, settings, plain: decoded.plain, node })
 }
 
@@ -160,10 +168,11 @@ fn proved(
     format: Format,
     stream: &[u8],
     plain: &[u8],
+    foretold: bool,
     memo: Option<&dyn Memo>,
 ) -> Option<Settings> {
-    let Some(memo) = memo else { return codec::settings(format, stream, plain) };
-    let name = format!("{} {}\n", codec::versions(), format as u8);
+    let Some(memo) = memo else { return codec::settings(format, stream, plain, foretold) };
+    let name = format!("{} {} {foretold}\n", codec::versions(), format as u8);
     let key = Sha256Digest::of(&[name.as_bytes(), &Sha256Digest::of(stream).0].concat());
     match memo.get(&key).as_deref() {
         Some([]) => return None,
@@ -175,7 +184,7 @@ fn proved(
         }
         None => {}
     }
-    let found = codec::settings(format, stream, plain);
+    let found = codec::settings(format, stream, plain, foretold);
     memo.put(key, found.as_ref().map(|found| found.to_bytes().into_owned()).unwrap_or_default());
     found
 }
@@ -425,7 +434,7 @@ mod tests {
             bomb = gzip(&bomb);
         }
         let limits = Limits { decoded: 1 << 20, ..Limits::default() };
-        let node = walk(&bomb, &limits, false, &|_| false, None);
+        let node = walk(&bomb, &limits, (false, false), &|_| false, None);
         covers(&node, bomb.len());
         fn decoded(node: &Node) -> usize {
             node.pieces
@@ -475,9 +484,15 @@ mod tests {
                 for value in [0, 1, 0x7f, 0xff, b'9'] {
                     let mut bytes = seed.clone();
                     bytes[at] = value;
-                    covers(&walk(&bytes, &Limits::default(), false, &|_| false, None), bytes.len());
+                    covers(
+                        &walk(&bytes, &Limits::default(), (false, false), &|_| false, None),
+                        bytes.len(),
+                    );
                     let cut = &bytes[..at];
-                    covers(&walk(cut, &Limits::default(), false, &|_| false, None), cut.len());
+                    covers(
+                        &walk(cut, &Limits::default(), (false, false), &|_| false, None),
+                        cut.len(),
+                    );
                 }
             }
         }

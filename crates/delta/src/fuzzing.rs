@@ -14,13 +14,14 @@ use crate::source::Contents;
 /// Takes a content apart as a publisher does with an old one; how many pieces it has.
 pub fn walk(bytes: &[u8]) -> usize {
     let limits = container::Limits { depth: 6, decoded: 32 << 20, pieces: 10_000 };
-    container::walk(bytes, &limits, false, &|_| false, None).pieces.len()
+    container::walk(bytes, &limits, (false, false), &|_| false, None).pieces.len()
 }
 
-/// Reads a Zstandard frame's choices, and writes it of them and its text; whether that
-/// gives the same frame.
+/// Reads what a stream's encoder chose, and writes it of that and its text; whether that
+/// gives the same stream.
 pub fn frame(bytes: &[u8], text: &[u8]) -> bool {
-    crate::codec::frame::comes_back(bytes, text)
+    use crate::codec::{Format, frame};
+    [Format::Xz, Format::Zstd].into_iter().any(|format| frame::comes_back(format, bytes, text))
 }
 
 /// The index of a liar.

@@ -49,9 +49,9 @@ pub(crate) enum Op {
     Copy(Source, u64),
     /// A stream made of what the recipe builds.
     Encode(Settings, Recipe),
-    /// A Zstandard frame of what the recipe builds, by what its encoder chose, which is
-    /// coded after it; with the old frame that foretells it.
-    Frame(Option<Source>, Recipe),
+    /// A stream of what the recipe builds, by what its encoder chose, which is coded after
+    /// it; with the old stream that foretells it.
+    Frame(Format, Option<Source>, Recipe),
 }
 
 /// How bytes are put together.
@@ -74,7 +74,7 @@ impl Recipe {
                 Op::Content(number) => _ = new.insert(*number),
                 Op::Copy(source, _) => _ = old.insert(source.content),
                 Op::Encode(_, inner) => inner.sources(old, new),
-                Op::Frame(frame, inner) => {
+                Op::Frame(_, frame, inner) => {
                     old.extend(frame.as_ref().map(|source| source.content));
                     inner.sources(old, new);
                 }
@@ -82,13 +82,13 @@ impl Recipe {
         }
     }
 
-    /// The old text of an old frame, when this recipe is nothing but that text changed.
-    pub(crate) fn text_of(&self, frame: &Source) -> Option<&Source> {
+    /// The old text of an old stream, when this recipe is nothing but that text changed.
+    pub(crate) fn text_of(&self, format: Format, stream: &Source) -> Option<&Source> {
         let [Op::Leaf(Leaf { old: Some(text), .. })] = &self.ops[..] else { return None };
         let (last, steps) = text.steps.split_last()?;
-        let of = text.content == frame.content && steps == frame.steps;
-        (of && self.skeleton.is_none() && matches!(last, Step::Decode(Format::Zstd, _)))
-            .then_some(text)
+        let of = text.content == stream.content && steps == stream.steps;
+        let opened = matches!(last, Step::Decode(of, _) if *of == format);
+        (of && self.skeleton.is_none() && opened).then_some(text)
     }
 }
 
@@ -223,9 +223,9 @@ impl Out {
                     self.source(source, last);
                     self.number(*length);
                 }
-                Op::Frame(old, recipe) => {
+                Op::Frame(format, old, recipe) => {
                     self.number(4);
-                    self.number(u64::from(old.is_some()));
+                    self.number((*format as u64) << 1 | u64::from(old.is_some()));
                     if let Some(old) = old {
                         self.source(old, last);
                     }
@@ -366,11 +366,12 @@ impl In<'_> {
                     2 => Op::Content(self.small()?),
                     3 => Op::Copy(self.source(last)?, self.number()?),
                     4 => {
-                        let old = match self.number()? {
-                            0 => None,
-                            _ => Some(self.source(last)?),
-                        };
-                        Op::Frame(old, self.recipe(last, depth - 1)?)
+                        let head = self.number()?;
+                        let format = u8::try_from(head >> 1).ok().and_then(Format::from_byte);
+                        let format = format.filter(|f| matches!(f, Format::Xz | Format::Zstd));
+                        let format = format.ok_or(self.bad())?;
+                        let old = if head & 1 == 1 { Some(self.source(last)?) } else { None };
+                        Op::Frame(format, old, self.recipe(last, depth - 1)?)
                     }
                     format => {
                         let format = u8::try_from(format - 4).ok().and_then(Format::from_byte);
@@ -378,7 +379,7 @@ impl In<'_> {
                         let length = self.count()?;
                         let bytes = &self.bytes[self.at..self.at + length];
                         let settings = Settings::from_bytes(format, bytes)
-                            .filter(|settings| *settings != Settings::Chosen)
+                            .filter(|settings| !matches!(settings, Settings::Chosen(_)))
                             .ok_or(self.bad())?;
                         self.at += length;
                         Op::Encode(settings, self.recipe(last, depth - 1)?)
@@ -409,8 +410,8 @@ mod tests {
                 Op::Leaf(Leaf { length: 300, old: None }),
                 Op::Encode(Settings::Lz4Legacy { level: 9 }, inner),
                 Op::Encode(Settings::Deflate(vec![1, 2, 3]), Recipe::default()),
-                Op::Frame(None, Recipe::default()),
-                Op::Frame(Some(source(1)), Recipe::default()),
+                Op::Frame(Format::Xz, None, Recipe::default()),
+                Op::Frame(Format::Zstd, Some(source(1)), Recipe::default()),
             ],
         };
         let entries =

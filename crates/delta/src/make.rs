@@ -140,7 +140,7 @@ pub fn make(
         |reader, &number| {
             let bytes = reader.content(number)?;
             reader.forget();
-            let node = container::walk(&bytes, &limits.container, false, &|_| false, None);
+            let node = container::walk(&bytes, &limits.container, (false, false), &|_| false, None);
             Ok(draft::old_leaves(number, &old_paths[number as usize], &bytes, &node))
         },
     )?;
@@ -160,8 +160,10 @@ pub fn make(
         |reader, &number| {
             let bytes = reader.content(number)?;
             reader.forget();
-            let node = container::walk(&bytes, &limits.container, true, &known, memo);
-            Ok((number, draft::draft(&new_paths[number as usize], &bytes, &node)))
+            let path = &new_paths[number as usize];
+            let prove = (true, old_leaves.foretell(path));
+            let node = container::walk(&bytes, &limits.container, prove, &known, memo);
+            Ok((number, draft::draft(path, &bytes, &node)))
         },
     )?;
     drafts.sort_by(|a, b| {
@@ -427,7 +429,8 @@ impl Coding<'_> {
         unread: &mut HashSet<Source>,
     ) -> Result<(), MakeError> {
         let mut sequences = Vec::new();
-        let read = frame::read(&new.stream, &mut |some| sequences.extend_from_slice(some));
+        let all = &mut |some: &[_]| sequences.extend_from_slice(some);
+        let read = frame::read(new.format, &new.stream, &new.text, all);
         let (frame, _) = read.expect("it was read before");
         let old_text;
         let mut foretold = None;
@@ -435,13 +438,14 @@ impl Coding<'_> {
             old_text = reader.bytes(text)?;
             let stream = reader.bytes(&old_frame)?;
             reader.forget();
-            foretold = Foretold::new(&old_text, &stream, blocks);
+            foretold = Foretold::new(new.format, &old_text, &stream, blocks);
             if foretold.is_none() {
                 unread.insert(old_frame);
             }
         }
         let known = Some((&frame, &sequences[..]));
-        let coded = coder.code(encoder, &new.text, foretold.as_ref(), known, &mut |_| Some(()));
+        let (text, foretold) = (&new.text, foretold.as_ref());
+        let coded = coder.code(encoder, new.format, text, foretold, known, &mut |_| Some(()));
         coded.expect("a frame that comes back can be told");
         Ok(())
     }

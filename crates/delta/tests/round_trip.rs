@@ -167,6 +167,19 @@ fn large_xz(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
+/// As the threaded encoder does: several blocks, each with its size.
+fn blocks_xz(bytes: &[u8]) -> Vec<u8> {
+    use liblzma::stream::{Check, Filters, LzmaOptions, MtStreamBuilder};
+    let mut filters = Filters::new();
+    filters.lzma2(&LzmaOptions::new_preset(6).unwrap());
+    let mut builder = MtStreamBuilder::new();
+    builder.threads(1).block_size(20_000).filters(filters).check(Check::Crc32);
+    let mut out = Vec::new();
+    let stream = builder.encoder().unwrap();
+    liblzma::read::XzEncoder::new_stream(bytes, stream).read_to_end(&mut out).unwrap();
+    out
+}
+
 fn zstd(bytes: &[u8], level: i32) -> Vec<u8> {
     let mut encoder = zstd::Encoder::new(Vec::new(), level).unwrap();
     encoder.include_checksum(true).unwrap();
@@ -393,8 +406,8 @@ fn a_wrong_base_is_named_and_a_damaged_one_left_out() {
 
 #[test]
 fn what_needs_more_memory_is_left_out_and_said() {
-    // xz with 8 MiB of dictionary takes a hundred.
-    let old: Files = vec![("large.xz", large_xz(&text(1, 900))), ("t", text(1, 500))];
+    // xz with 8 MiB of dictionary takes a hundred, where no old stream foretells it.
+    let old: Files = vec![("large", text(1, 900)), ("t", text(1, 500))];
     let new: Files = vec![("large.xz", large_xz(&text(2, 900))), ("t", text(2, 500))];
     let (delta, report) = make(&old, &new);
     assert!(report.groups.iter().any(|g| g.memory > 90 << 20), "{:?}", report.groups);
@@ -469,4 +482,21 @@ proptest! {
         let pack = |bytes: Vec<u8>| if packed { xz(&bytes, 0) } else { bytes };
         round_trip(&vec![("f", pack(a))], &vec![("f", pack(b))]);
     }
+}
+
+/// An old xz stream foretells the new one: no encoder is run for it, of one block or many.
+#[test]
+fn an_xz_stream_with_an_old_one_takes_no_encoder() {
+    let old: Files =
+        vec![("a-1.ko.xz", large_xz(&text(1, 900))), ("b.xz", blocks_xz(&text(7, 900)))];
+    let new: Files =
+        vec![("a-2.ko.xz", large_xz(&text(2, 900))), ("b.xz", blocks_xz(&text(8, 900)))];
+    let (delta, report) = make(&old, &new);
+    assert!(report.groups.iter().all(|g| g.memory < 32 << 20), "{:?}", report.groups);
+    assert!(report.closed.is_empty());
+    let store = Store::of(&old);
+    let opened = Delta::open(&delta, &manifest(&old)).unwrap();
+    let applied = opened.apply(&delta, &store, &store, ANY).unwrap();
+    assert!(applied.left.is_empty(), "{:?}", applied.left);
+    assert!(new.iter().all(|(_, bytes)| store.holds(bytes)));
 }

@@ -2,8 +2,9 @@
 //!
 //! | stream | made again by | what the delta carries |
 //! | --- | --- | --- |
-//! | xz | liblzma | preset, dictionary, check, block size |
+//! | xz with no old one | liblzma | preset, dictionary, check, block size |
 //! | zstd | libzstd | level, workers, checksum, content size |
+//! | xz with an old one | [`frame`] | what the encoder chose |
 //! | zstd of high levels, or of an unknown encoder | [`frame`] | what the encoder chose |
 //! | deflate (gzip, zip, zlib) | preflate | corrections to what a known encoder would do |
 //! | lz4, legacy frame (kernels) | liblz4 | level |
@@ -13,13 +14,12 @@
 //! content's digest, and falls back to the plain content where they disagree.
 
 mod deflate;
+pub(crate) mod frame;
 mod lz4;
 mod xz;
 mod zstd;
 
 use std::borrow::Cow;
-
-pub(crate) use zstd::frame;
 
 /// The kind of a compressed stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
@@ -48,8 +48,8 @@ impl Format {
 pub(crate) enum Settings {
     Xz(xz::Settings),
     Zstd(zstd::Settings),
-    /// None: the delta tells what the encoder of a Zstandard frame chose.
-    Chosen,
+    /// None: the delta tells what the encoder chose.
+    Chosen(Format),
     Deflate(Vec<u8>),
     Lz4Legacy {
         level: u8,
@@ -90,17 +90,28 @@ pub(crate) fn encode(settings: &Settings, plain: &[u8]) -> Result<Vec<u8>, Codec
     let made = match settings {
         Settings::Xz(settings) => xz::encode(settings, plain),
         Settings::Zstd(settings) => zstd::encode(settings, plain),
-        Settings::Chosen => None,
+        Settings::Chosen(_) => None,
         Settings::Deflate(corrections) => deflate::encode(corrections, plain),
         Settings::Lz4Legacy { level } => lz4::encode(*level, plain),
     };
     made.ok_or(CodecError::Encode(settings.format()))
 }
 
-/// Finds settings that make exactly `stream` from `plain`, and proves them.
+/// Finds settings that make exactly `stream` from `plain`, and proves them. `foretold`: an
+/// old stream shows what the encoder would choose.
 #[cfg(feature = "make")]
-pub(crate) fn settings(format: Format, stream: &[u8], plain: &[u8]) -> Option<Settings> {
+pub(crate) fn settings(
+    format: Format,
+    stream: &[u8],
+    plain: &[u8],
+    foretold: bool,
+) -> Option<Settings> {
     let candidates = match format {
+        // What is foretold costs a few bytes more than settings do, and a twentieth of the
+        // time; what is not costs nearly the stream.
+        Format::Xz if foretold && frame::comes_back(format, stream, plain) => {
+            return Some(Settings::Chosen(format));
+        }
         Format::Xz => xz::candidates(stream, plain).into_iter().map(Settings::Xz).collect(),
         Format::Zstd => zstd::candidates(stream).into_iter().map(Settings::Zstd).collect(),
         Format::Deflate => vec![Settings::Deflate(deflate::corrections(stream, plain)?)],
@@ -112,12 +123,15 @@ pub(crate) fn settings(format: Format, stream: &[u8], plain: &[u8]) -> Option<Se
         .filter(light)
         .find(|c| encode(c, plain).is_ok_and(|made| made == stream))
         .cloned();
-    let chosen = || format == Format::Zstd && frame::comes_back(stream, plain);
-    found.or_else(|| chosen().then_some(Settings::Chosen))
+    let chosen = || {
+        let told = format == Format::Zstd && frame::comes_back(format, stream, plain);
+        told.then_some(Settings::Chosen(format))
+    };
+    found.or_else(chosen)
 }
 
-/// Encoders of Zstandard that take more memory are not run on a device: what they chose is
-/// told instead. Those of other formats stay below, or are all there is.
+/// Encoders of Zstandard that take more memory, in bytes, are not run on a device: what they
+/// chose is told instead.
 #[cfg(feature = "make")]
 const LIGHT: u64 = 64 << 20;
 
@@ -125,14 +139,15 @@ const LIGHT: u64 = 64 << 20;
 #[cfg(feature = "make")]
 pub(crate) fn versions() -> String {
     // liblzma, lz4 and preflate come with their crates: raise the number with them.
-    format!("2 zstd {}", ::zstd::zstd_safe::version_number())
+    format!("3 zstd {}", ::zstd::zstd_safe::version_number())
 }
 
 impl Settings {
     pub(crate) fn format(&self) -> Format {
         match self {
             Self::Xz(_) => Format::Xz,
-            Self::Zstd(_) | Self::Chosen => Format::Zstd,
+            Self::Zstd(_) => Format::Zstd,
+            Self::Chosen(format) => *format,
             Self::Deflate(_) => Format::Deflate,
             Self::Lz4Legacy { .. } => Format::Lz4Legacy,
         }
@@ -143,7 +158,7 @@ impl Settings {
         match self {
             Self::Xz(settings) => settings.memory(),
             Self::Zstd(settings) => settings.memory(),
-            Self::Chosen => 0,
+            Self::Chosen(_) => 0,
             // The whole plain text again, and tables of hashes and tokens.
             Self::Deflate(_) => plain * 4 + (4 << 20),
             Self::Lz4Legacy { .. } => 9 << 20,
@@ -154,7 +169,7 @@ impl Settings {
         match self {
             Self::Xz(settings) => Cow::Owned(settings.to_bytes()),
             Self::Zstd(settings) => Cow::Owned(settings.to_bytes()),
-            Self::Chosen => Cow::Borrowed(&[0]),
+            Self::Chosen(_) => Cow::Borrowed(&[0]),
             Self::Deflate(corrections) => Cow::Borrowed(corrections),
             Self::Lz4Legacy { level } => Cow::Owned(vec![*level]),
         }
@@ -162,8 +177,8 @@ impl Settings {
 
     pub(crate) fn from_bytes(format: Format, bytes: &[u8]) -> Option<Self> {
         Some(match format {
+            Format::Zstd | Format::Xz if bytes == [0] => Self::Chosen(format),
             Format::Xz => Self::Xz(xz::Settings::from_bytes(bytes)?),
-            Format::Zstd if bytes == [0] => Self::Chosen,
             Format::Zstd => Self::Zstd(zstd::Settings::from_bytes(bytes)?),
             Format::Deflate => Self::Deflate(bytes.to_vec()),
             Format::Lz4Legacy => match bytes {

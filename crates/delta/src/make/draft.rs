@@ -42,8 +42,9 @@ enum Build {
     Frame(Box<NewFrame>, Plan),
 }
 
-/// A Zstandard frame whose encoder's choices are coded.
+/// A stream whose encoder's choices are coded.
 pub(super) struct NewFrame {
+    pub(super) format: Format,
     pub(super) text: Vec<u8>,
     pub(super) stream: Vec<u8>,
     sequences: u64,
@@ -129,10 +130,11 @@ fn build(leaves: &mut Vec<NewLeaf>, name: &str, bytes: &[u8], node: &Node, out: 
             Piece::Stream { settings, plain, node, .. } => {
                 let inner = plan(leaves, &format!("{name}!"), plain, node);
                 let settings = settings.clone().expect("a new content's streams are proved");
-                out.ops.push(if settings == Settings::Chosen {
-                    Build::Frame(Box::new(NewFrame::new(part, plain)), inner)
-                } else {
-                    Build::Encode(settings, plain.len() as u64, inner)
+                out.ops.push(match settings {
+                    Settings::Chosen(format) => {
+                        Build::Frame(Box::new(NewFrame::new(format, part, plain)), inner)
+                    }
+                    settings => Build::Encode(settings, plain.len() as u64, inner),
                 });
             }
         }
@@ -140,10 +142,10 @@ fn build(leaves: &mut Vec<NewLeaf>, name: &str, bytes: &[u8], node: &Node, out: 
 }
 
 impl NewFrame {
-    fn new(stream: &[u8], text: &[u8]) -> Self {
+    fn new(format: Format, stream: &[u8], text: &[u8]) -> Self {
         let mut sequences = 0;
-        frame::read(stream, &mut |some| sequences += some.len() as u64);
-        Self { text: text.to_vec(), stream: stream.to_vec(), sequences }
+        frame::read(format, stream, text, &mut |some| sequences += some.len() as u64);
+        Self { format, text: text.to_vec(), stream: stream.to_vec(), sequences }
     }
 }
 
@@ -250,7 +252,7 @@ impl Draft {
                 Build::Encode(.., inner) => self.coded_of(inner, choices, out),
                 Build::Frame(frame, inner) => {
                     self.coded_of(inner, choices, out);
-                    out.push(Coded::Frame(frame, self.foretelling(inner, choices)));
+                    out.push(Coded::Frame(frame, self.foretelling(frame.format, inner, choices)));
                 }
                 Build::Skeleton(_) => {}
             }
@@ -258,12 +260,18 @@ impl Draft {
     }
 
     /// The old text that the text of this plan is coded against, and its frame.
-    fn foretelling<'a>(&self, inner: &Plan, choices: &'a [Choice]) -> Option<(&'a Source, Source)> {
+    fn foretelling<'a>(
+        &self,
+        format: Format,
+        inner: &Plan,
+        choices: &'a [Choice],
+    ) -> Option<(&'a Source, Source)> {
         let [Build::Leaf(at)] = inner.ops[..] else { return None };
         let Choice::Against(text) = &choices[at + self.first] else { return None };
         let (last, steps) = text.steps.split_last()?;
-        let is_frame = inner.skeleton.is_none() && matches!(last, Step::Decode(Format::Zstd, _));
-        is_frame.then(|| (text, Source { content: text.content, steps: steps.to_vec() }))
+        let opened = matches!(last, Step::Decode(of, _) if *of == format);
+        (opened && inner.skeleton.is_none())
+            .then(|| (text, Source { content: text.content, steps: steps.to_vec() }))
     }
 
     /// The recipe for the index; `unread`: old frames that foretell nothing.
@@ -303,10 +311,10 @@ impl Draft {
             Build::Encode(settings, _, inner) => {
                 Op::Encode(settings.clone(), self.recipe_of(inner, leaves, choices, unread))
             }
-            Build::Frame(_, inner) => {
-                let old = self.foretelling(inner, choices).map(|(_, frame)| frame);
+            Build::Frame(frame, inner) => {
+                let old = self.foretelling(frame.format, inner, choices).map(|(_, frame)| frame);
                 let old = old.filter(|frame| !unread.contains(frame));
-                Op::Frame(old, self.recipe_of(inner, leaves, choices, unread))
+                Op::Frame(frame.format, old, self.recipe_of(inner, leaves, choices, unread))
             }
         });
         Recipe { skeleton: plan.skeleton.map(|at| leaf(at + self.first)), ops: ops.collect() }

@@ -8,7 +8,8 @@ use varve_format::{ContentDigest, verity};
 use super::MakeError;
 use super::draft::NewLeaf;
 use crate::address::{Anatomy, btf};
-use crate::index::Source;
+use crate::codec::Format;
+use crate::index::{Source, Step};
 use crate::source::{Contents, Reader};
 
 /// Bytes of the old release.
@@ -67,6 +68,19 @@ impl OldLeaves {
             *sizes.entry(leaf.source.content).or_default() += leaf.length as u64;
         }
         Self { leaves, by_digest, by_name, sizes }
+    }
+
+    /// Whether an old content of this path's name is an xz stream: the new one's text will
+    /// be coded against that one's.
+    pub(super) fn foretell(&self, path: &str) -> bool {
+        let opened = |&at: &usize| {
+            matches!(
+                self.leaves[at].source.steps[..],
+                [Step::Gather(_), Step::Decode(Format::Xz, _)]
+            )
+        };
+        let named = |key| self.by_name.get(&key).is_some_and(|all| all.iter().any(opened));
+        keys(&format!("{path}!")).into_iter().any(named)
     }
 
     /// `own`: the contents of the new release.

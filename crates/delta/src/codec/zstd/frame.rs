@@ -12,49 +12,14 @@
 
 use super::bits::{Backward, Writer};
 use super::entropy::{Distribution, Huffman, Reading, Writing};
+use crate::codec::Format;
+use crate::codec::frame::{Block, Frame, Recent, Rules, Sequence};
 
 /// The largest block, in bytes of plain text.
 pub(crate) const MOST: usize = 128 << 10;
 
-/// So many literals, then a copy.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Sequence {
-    pub(crate) literals: u32,
-    pub(crate) length: u32,
-    pub(crate) distance: u32,
-    /// The distance is spelled out although it is one of the last three.
-    pub(crate) spelled: bool,
-}
-
-/// What a block says beside its sequences.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Block {
-    /// Two bits of the block's type; for a compressed one, above them four bits of its
-    /// literals' type and form, and the modes of the tables in the next byte.
-    pub(crate) kind: u16,
-    /// Bytes of plain text.
-    pub(crate) size: u32,
-    /// How many sequences.
-    pub(crate) count: u32,
-    /// Descriptions of tables: that of literals, then those of sequences.
-    pub(crate) tables: [Vec<u8>; 2],
-}
-
-/// A frame taken apart, but for its sequences.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub(crate) struct Frame {
-    pub(crate) header: Vec<u8>,
-    pub(crate) blocks: Vec<Block>,
-    pub(crate) checksum: Vec<u8>,
-}
-
-impl Block {
-    /// Whether it has sequences and literals of its own.
-    pub(crate) fn is_packed(&self) -> bool {
-        self.kind & 3 == PACKED
-    }
-}
-
+// A compressed block's `kind`: two bits of its type, four of its literals' type and form,
+// then the modes of its tables. `tables`: that of literals, then those of sequences.
 const RAW: u16 = 0;
 const SAME: u16 = 1;
 const PACKED: u16 = 2;
@@ -154,61 +119,17 @@ fn fixed(which: usize) -> Distribution {
 /// Accuracy and highest symbol of each table: literals, distances, lengths.
 const BOUNDS: [(u32, usize); 3] = [(9, 35), (8, 31), (9, 52)];
 
-/// The last three distances, as both sides keep them.
-#[derive(Clone, Copy)]
-pub(crate) struct Recent(pub(crate) [u32; 3]);
-
-impl Recent {
-    pub(crate) fn new() -> Self {
-        Self([1, 4, 8])
-    }
-
-    /// The distance that a number stands for.
-    fn read(&mut self, value: u32, literals: u32) -> Option<u32> {
-        let none = u32::from(literals == 0);
-        if value > 3 {
-            self.0 = [value - 3, self.0[0], self.0[1]];
-            return Some(self.0[0]);
+/// The distance that a number in the frame stands for.
+fn distance(recent: &mut Recent, value: u32, literals: u32) -> Option<(u32, bool)> {
+    let (distance, spelled) = match value {
+        0 => return None,
+        1..=3 => (recent.distance(value, literals)?, false),
+        _ => {
+            let distance = value - 3;
+            (distance, recent.short(distance, literals).is_some())
         }
-        let distance = match value + none {
-            1 => return Some(self.0[0]),
-            2 => self.0[1],
-            3 => self.0[2],
-            _ => self.0[0].checked_sub(1).filter(|&d| d > 0)?,
-        };
-        self.0 = if value + none == 2 {
-            [distance, self.0[0], self.0[2]]
-        } else {
-            [distance, self.0[0], self.0[1]]
-        };
-        Some(distance)
-    }
-
-    /// The number that stands for a sequence's distance.
-    fn write(&mut self, sequence: &Sequence) -> Option<u32> {
-        let value = match self.short(sequence.distance, sequence.literals) {
-            Some(value) if !sequence.spelled => value,
-            _ => sequence.distance.checked_add(3)?,
-        };
-        self.read(value, sequence.literals)?;
-        Some(value)
-    }
-
-    /// The short form that a distance has.
-    pub(crate) fn short(&self, distance: u32, literals: u32) -> Option<u32> {
-        let none = u32::from(literals == 0);
-        let place = self.0.iter().position(|&recent| recent == distance);
-        match place {
-            Some(place) if place as u32 >= none => Some(place as u32 + 1 - none),
-            _ if none == 1 && self.0[0] == distance.wrapping_add(1) && distance > 0 => Some(3),
-            _ => None,
-        }
-    }
-
-    /// Takes note of a sequence.
-    pub(crate) fn follow(&mut self, sequence: &Sequence) -> Option<()> {
-        self.write(sequence).map(|_| ())
-    }
+    };
+    Some((distance, spelled))
 }
 
 /// Takes the frame at the start of `bytes` apart, and says where it ends. Its literals are
@@ -218,7 +139,7 @@ pub(crate) fn read(bytes: &[u8], each: &mut dyn FnMut(&[Sequence])) -> Option<(F
     let mut frame = Frame { header: bytes.get(..at)?.to_vec(), ..Frame::default() };
     let checksum = bytes[4] & 4 != 0;
     let mut tables: [Option<Reading>; 3] = [None, None, None];
-    let mut recent = Recent::new();
+    let mut recent = Rules::of(Format::Zstd)?.recent();
     let mut sequences = Vec::new();
     loop {
         let head = bytes.get(at..at + 3)?;
@@ -366,10 +287,10 @@ fn packed(
             let length = base + bits.read(extra) as u32;
             let (extra, base) = LITERALS[usize::from(by_literals.symbol(states[0]))];
             let literals = base + bits.read(extra) as u32;
-            let before = *recent;
-            let distance = recent.read(u32::try_from(value).ok()?, literals)?;
-            let spelled = value > 3 && before.short(distance, literals).is_some();
-            sequences.push(Sequence { literals, length, distance, spelled });
+            let (distance, spelled) = distance(recent, u32::try_from(value).ok()?, literals)?;
+            let sequence = Sequence { literals, length, distance, told: u8::from(spelled) };
+            recent.follow(&sequence);
+            sequences.push(sequence);
             size = size.checked_add(length)?;
             if n + 1 < count {
                 states[0] = by_literals.next(states[0], &mut bits);
@@ -397,7 +318,7 @@ pub(crate) struct Maker {
 
 impl Maker {
     pub(crate) fn new() -> Self {
-        Self { tables: [None, None, None], huffman: None, recent: Recent::new() }
+        Self { tables: [None, None, None], huffman: None, recent: Recent::Three([1, 4, 8]) }
     }
 
     /// Puts a block behind `out`; `plain` and `sequences` are its own.
@@ -536,7 +457,7 @@ impl Maker {
             }
         }
         let numbers = sequences.iter().map(|s| {
-            let value = self.recent.write(s)?;
+            let value = self.recent.follow(s).or_else(|| s.distance.checked_add(3))?;
             (s.length >= 3).then_some((s.literals, value, s.length))
         });
         let numbers: Vec<_> = numbers.collect::<Option<_>>()?;
@@ -577,29 +498,4 @@ impl Maker {
         out.extend(bits.finish());
         Some(())
     }
-}
-
-/// Whether a frame is made again, bit for bit, of what is read from it and its text.
-#[cfg(feature = "make")]
-pub(crate) fn comes_back(stream: &[u8], text: &[u8]) -> bool {
-    let mut sequences = Vec::new();
-    let Some((frame, length)) = read(stream, &mut |s| sequences.extend_from_slice(s)) else {
-        return false;
-    };
-    let mut out = frame.header.clone();
-    let (mut maker, mut at, mut sequence) = (Maker::new(), 0usize, 0usize);
-    for (n, block) in frame.blocks.iter().enumerate() {
-        let (end, past) = (at + block.size as usize, sequence + block.count as usize);
-        let Some(part) = text.get(at..end) else { return false };
-        let last = n + 1 == frame.blocks.len();
-        let from = out.len();
-        if maker.block(block, part, &sequences[sequence..past], last, &mut out).is_none()
-            || stream.get(from..out.len()) != Some(&out[from..])
-        {
-            return false;
-        }
-        (at, sequence) = (end, past);
-    }
-    out.extend_from_slice(&frame.checksum);
-    length == stream.len() && out == stream && at == text.len()
 }

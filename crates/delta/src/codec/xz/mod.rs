@@ -1,10 +1,17 @@
-//! The .xz format (xz-file-format.txt), by liblzma.
+//! The .xz format (xz-file-format.txt): by liblzma, and by what its encoder chose ([`frame`]).
+
+pub(crate) mod frame;
+mod lzma;
 
 use std::io::Read;
 
 use liblzma::stream::{Check, Filters, LzmaOptions, MtStreamBuilder, Stream};
 
 use super::Decoded;
+pub(crate) use lzma::LONGEST;
+
+/// The most text in a chunk of LZMA2, in bytes.
+pub(crate) const CHUNK: u32 = 2 << 20;
 
 /// What `xz` was told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
