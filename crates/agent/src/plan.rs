@@ -108,8 +108,6 @@ pub struct Write {
     pub linked: u64,
     /// Contents copied from deployments that are here.
     pub copied: u64,
-    /// Files of the base that are damaged on this disk and are written anew.
-    pub damaged: u64,
 }
 
 /// The room on one file system, and what is wanted of it.

@@ -16,6 +16,7 @@
 //! [`prepare`] does the first three and gives a [`Ready`]; [`Ready::run`] does the rest.
 //! Cut at any point, the next run begins again and finds done what was done.
 
+mod base;
 mod deltas;
 mod run;
 
@@ -171,7 +172,8 @@ pub fn prepare(
             let record = metadata.record(&release.name, &sources, context.cancel)?;
             let base = base(&observed).cloned();
             let check = match device.config.verify {
-                Verify::Full if !dry_run => SourceCheck::Contents,
+                // The base itself is read while what is missing is on its way.
+                Verify::Full if !dry_run => SourceCheck::Known(&[]),
                 _ => SourceCheck::Trust,
             };
             let look = deltas::Look {
@@ -303,7 +305,7 @@ fn plan_stage(
     device: &Device,
     target: Target<'_>,
     (base, own): (Option<Deployment>, Vec<OwnLayer>),
-    check: SourceCheck,
+    check: SourceCheck<'_>,
     sources: &Sources,
     context: &Context<'_>,
 ) -> Result<(UpgradePlan, Way)> {
@@ -313,8 +315,6 @@ fn plan_stage(
     let name = store.free_deployment_name(release.name.as_str())?;
     let layers = base.as_ref().map_or(&[][..], |base| base.record.stack.layers());
     let merge = plan::layers_to_merge(layers, &device.config);
-    // What is merged first is planned again afterwards: then it is read, not twice.
-    let check = if merge.is_empty() { check } else { SourceCheck::Trust };
     let stage = layout::of(device.config.layout).plan(&Request {
         store,
         base: base.as_ref(),
@@ -391,12 +391,7 @@ fn plan_stage(
         },
         delta,
         without_delta: found.reasons,
-        write: Write {
-            paths: stage.paths,
-            linked: stage.linked,
-            copied: stage.copied,
-            damaged: stage.damaged.len() as u64,
-        },
+        write: Write { paths: stage.paths, linked: stage.linked, copied: stage.copied },
         room: vec![room],
         max_download: device.config.max_download.map(|limit| limit.0),
     };

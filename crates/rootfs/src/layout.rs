@@ -31,7 +31,7 @@ pub const MAX_DEPTH: usize = 200;
 
 /// Whether what is already here is read before it is built upon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum SourceCheck {
+pub enum SourceCheck<'a> {
     /// No: the staged whole is verified afterwards, as far as asked for then.
     #[default]
     Trust,
@@ -40,6 +40,8 @@ pub enum SourceCheck {
     /// deployment has it, fetched. After this, staging need not be verified beyond
     /// [`crate::verify::Level::NewContents`].
     Contents,
+    /// As [`Self::Contents`], by one who has read the base already: what is damaged in it.
+    Known(&'a [Difference]),
 }
 
 /// A content and its length in bytes.
@@ -81,7 +83,7 @@ pub struct StagePlan {
     pub write_bytes: u64,
     /// Inodes that staging itself makes, without those of fetched contents.
     pub write_inodes: u64,
-    /// What [`SourceCheck::Contents`] found damaged in the base.
+    /// What is damaged in the base, as far as it was read.
     pub damaged: Vec<Difference>,
     pub(crate) steps: Vec<Step>,
     pub(crate) shape: Shape,
@@ -176,7 +178,7 @@ pub struct Request<'a> {
     /// What it will hold.
     pub manifest: &'a Manifest,
     /// Whether what is here is read first.
-    pub check: SourceCheck,
+    pub check: SourceCheck<'a>,
     /// Hears of the reading.
     pub progress: &'a dyn Progress,
     /// Stops the reading.
@@ -289,11 +291,14 @@ fn plan(
         },
         None => None,
     };
-    let mut damaged = Vec::new();
-    if let (Some((base, old)), SourceCheck::Contents) = (&old, request.check) {
-        let dirs = store.stack_dirs(&base.record.stack)?;
-        damaged = locate::damaged(dirs, old, request.progress, request.cancel)?;
-    }
+    let damaged = match (&old, request.check) {
+        (Some((base, old)), SourceCheck::Contents) => {
+            let dirs = store.stack_dirs(&base.record.stack)?;
+            locate::damaged(dirs, old, request.progress, request.cancel)?
+        }
+        (Some(_), SourceCheck::Known(damaged)) => damaged.to_vec(),
+        _ => Vec::new(),
+    };
     let base = old.as_ref().map(|(base, old)| (*base, old));
     let part = store.free_layer_name(request.name.as_str())?;
     let (shape, stack) = shape(base, &damaged, part.clone());
@@ -323,6 +328,22 @@ fn plan(
     };
     sources::find_sources(request, base.map(|(_, old)| old), &mut plan)?;
     Ok(plan)
+}
+
+/// Reads a deployment that is to be built upon, every byte and attribute: what is not as
+/// its manifest says. One that no release describes is not built upon, and not read.
+pub fn damaged(
+    store: &Store,
+    base: &Deployment,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<Vec<Difference>, PlanError> {
+    let manifest = match store.manifest(base.name()) {
+        Err(StoreError::NoManifest { .. }) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let dirs = store.stack_dirs(&base.record.stack)?;
+    Ok(locate::damaged(dirs, &manifest, progress, cancel)?)
 }
 
 fn check_holdable(manifest: &Manifest) -> Result<(), PlanError> {

@@ -16,6 +16,7 @@
 
 pub mod collect;
 pub mod compose;
+pub mod content;
 mod fold;
 pub mod given;
 mod layer;

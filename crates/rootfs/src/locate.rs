@@ -18,10 +18,11 @@ use varve_format::{ContentDigest, DeploymentName, LayerName, TreePath};
 use varve_sys::task::{Cancel, Progress};
 use varve_sys::{Dir, Stat};
 
+use crate::content::Reader;
 use crate::layer;
 use crate::layout::SourceCheck;
 use crate::store::{Deployment, Store, StoreError};
-use crate::verify::{Contents, Difference, VerifyError, hash_file, verify_all};
+use crate::verify::{Contents, Difference, VerifyError, verify_all};
 use crate::view::MergedWalk;
 
 /// Finds paths in a deployment, as its mount shows them.
@@ -108,13 +109,13 @@ pub struct ContentIndex {
 
 impl ContentIndex {
     /// Looks for contents in all deployments: the base first, then the newest. With
-    /// [`SourceCheck::Contents`] a file counts only when its bytes are right; `base`
-    /// comes with what is known to be damaged in it.
+    /// anything but [`SourceCheck::Trust`] a file of another than the base counts only when
+    /// its bytes are right; `base` comes with what is known to be damaged in it.
     pub fn find(
         store: &Store,
         wanted: &HashSet<ContentDigest>,
         base: Option<(&Deployment, &[Difference])>,
-        check: SourceCheck,
+        check: SourceCheck<'_>,
     ) -> Result<Self, StoreError> {
         let mut index = Self::default();
         if wanted.is_empty() {
@@ -139,7 +140,7 @@ impl ContentIndex {
                 _ => HashSet::new(),
             };
             // What was read whole just now need not be read again.
-            let read = check == SourceCheck::Contents && (base.is_none() || number > 0);
+            let read = check != SourceCheck::Trust && (base.is_none() || number > 0);
             let mut locator = match read {
                 true => Some(Locator::open(store, &deployment.record.stack)?),
                 false => None,
@@ -159,7 +160,7 @@ impl ContentIndex {
         mut read_in: Option<&mut Locator>,
     ) {
         let deployment = (self.deployments.len() - 1) as u16;
-        let mut buffer = vec![0; if read_in.is_some() { 256 << 10 } else { 0 }];
+        let mut reader = Reader::default();
         for (at, entry) in manifest.entries().iter().enumerate() {
             let Kind::Regular { size, digest } = entry.kind else { continue };
             let new = size > 0 && wanted.contains(&digest) && !self.origins.contains_key(&digest);
@@ -169,7 +170,7 @@ impl ContentIndex {
             if let Some(locator) = &mut read_in {
                 let Ok(Some((dir, name, _))) = locator.find(&entry.path) else { continue };
                 let Ok(file) = dir.open_file(name) else { continue };
-                if !matches!(hash_file(&file, &mut buffer), Ok((found, _)) if found == digest) {
+                if !matches!(reader.digest(&file, size), Ok(found) if found == (digest, size)) {
                     continue;
                 }
             }

@@ -1,10 +1,10 @@
-//! Work on a tree by two threads: tasks that make more tasks, newest first, so that the
+//! Work on a tree by a few threads: tasks that make more tasks, newest first, so that the
 //! number of directories that wait, open, stays near the depth of the tree.
 
 use std::sync::{Condvar, Mutex};
 
-/// As many threads as the smallest device has cores to spare.
-pub(crate) const THREADS: usize = 2;
+/// Twice as many threads as a small device has cores: some of them wait for the disk.
+pub(crate) const THREADS: usize = 4;
 
 /// Tasks that wait, and how many threads are at work on one.
 pub(crate) struct Pool<T> {

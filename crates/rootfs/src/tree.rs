@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 1. directories, in order                       one thread, each opened once
-//! 2. files, links, devices, in chunks            two threads, each with its own walks
+//! 2. files, links, devices, in chunks            threads, each with its own walks
 //! 3. whiteouts; further names of hard links      one thread
 //! 4. attributes of the directories               last: what is made in them changes times
 //! ```

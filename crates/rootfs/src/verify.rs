@@ -4,7 +4,7 @@
 //! MergedDir (a tree, or layers as their mount would show them)   Manifest
 //!        names, sorted by bytes  ----------- side by side ------- entries, same order
 //!              '- contents, when asked for
-//! two threads, a directory or a content at a time; which names share an inode: at the end
+//! threads, a directory or a content at a time; which names share an inode: at the end
 //! ```
 //!
 //! What is compared: that every path is there and no other, types, modes, owners, times
@@ -16,24 +16,21 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use varve_format::ContentDigest;
 use varve_format::manifest::Manifest;
 use varve_format::tree::{Entry, Kind, Metadata};
-use varve_format::verity::ContentHasher;
 use varve_sys::task::{Cancel, Cancelled, Progress, Unit};
 use varve_sys::{Dir, FileType, Stat, SysError};
 
+use crate::content::Reader;
 use crate::pool::{self, Pool};
 pub use crate::report::{Difference, MAX_DIFFERENCES, Report, What};
 use crate::view::{Found, Looked, MergedDir, OPAQUE};
 
 /// With so many tasks that wait, a file is read at once and not left, open, to another.
 const QUEUE: usize = 64;
-const BUFFER: usize = 256 << 10;
 
 /// How much is compared. Each level holds all of the one before.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -121,7 +118,7 @@ struct Seen {
     report: Report,
     /// Inodes that have or should have several names: device, number, entry.
     inodes: Vec<(u64, u64, u32)>,
-    buffer: Vec<u8>,
+    reader: Reader,
 }
 
 struct Check<'a> {
@@ -249,7 +246,7 @@ impl Check<'_> {
                 report.add(&entry.path, What::Size { expected, found });
             }
             Kind::Regular { size, .. } if *size > 0 && self.is_read(at) => {
-                let file = dir.open_file(name)?;
+                let file = dir.open_examined(name)?;
                 if pool.waiting() < QUEUE {
                     pool.push(Task::Content { file, at });
                 } else {
@@ -277,12 +274,11 @@ impl Check<'_> {
 
     fn content(&self, file: &File, at: usize, seen: &mut Seen) {
         let entry = &self.manifest.entries()[at];
-        let Kind::Regular { digest: expected, .. } = entry.kind else {
+        let Kind::Regular { digest: expected, size } = entry.kind else {
             unreachable!("only files are read")
         };
-        seen.buffer.resize(BUFFER, 0);
         seen.report.files_read += 1;
-        match hash_file(file, &mut seen.buffer) {
+        match seen.reader.digest(file, size) {
             Ok((found, bytes)) => {
                 seen.report.bytes_read += bytes;
                 if found != expected {
@@ -386,32 +382,5 @@ fn word(stat: &Stat) -> &'static str {
         FileType::Fifo => "fifo",
         FileType::Socket => "socket",
         FileType::Unknown => "thing of an unknown type",
-    }
-}
-
-/// The digest of what is left to read of an open file.
-///
-/// # Errors
-/// What read(2) answered.
-pub fn content_of(file: &File) -> std::io::Result<ContentDigest> {
-    hash_file(file, &mut vec![0; BUFFER]).map(|(digest, _)| digest)
-}
-
-/// The digest and length of an open file's content.
-pub(crate) fn hash_file(
-    mut file: &File,
-    buffer: &mut [u8],
-) -> std::io::Result<(ContentDigest, u64)> {
-    let mut hasher = ContentHasher::new();
-    loop {
-        match file.read(buffer) {
-            Ok(0) => {
-                let size = hasher.size();
-                return Ok((hasher.finish(), size));
-            }
-            Ok(length) => hasher.update(&buffer[..length]),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
     }
 }

@@ -30,7 +30,7 @@ impl Device {
         Self { folder, store }
     }
 
-    fn plan(&self, name: &str, tree: &Tree, layout: Layout, check: SourceCheck) -> StagePlan {
+    fn plan(&self, name: &str, tree: &Tree, layout: Layout, check: SourceCheck<'_>) -> StagePlan {
         let deployments = self.store.deployments().unwrap();
         assert!(deployments.strange.is_empty(), "{:?}", deployments.strange);
         let name: DeploymentName = name.parse().unwrap();

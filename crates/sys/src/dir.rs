@@ -162,6 +162,13 @@ impl Dir {
         Ok(self.open_with_length(path.as_ref())?.0)
     }
 
+    /// Opens, for reading, a file directly in this directory that the caller has examined
+    /// to be a regular one. Never blocks, should another have taken its place.
+    pub fn open_examined(&self, name: impl AsRef<Path>) -> Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        Ok(File::from(self.beneath(one(name.as_ref()), flags, "open")?))
+    }
+
     fn open_with_length(&self, path: &Path) -> Result<(File, u64)> {
         let fd = self.beneath(path, OFlags::RDONLY | OFlags::NONBLOCK, "open")?;
         let file = File::from(fd);

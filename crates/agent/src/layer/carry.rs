@@ -17,7 +17,7 @@ use varve_format::deployment::OwnLayer;
 use varve_format::manifest::Manifest;
 use varve_format::tree::{Entry, Kind};
 use varve_format::{ContentDigest, LayerName, TreePath};
-use varve_rootfs::{Store, verify, view};
+use varve_rootfs::{Store, content, view};
 use varve_sys::{Dir, FileType, Stat, SysError};
 
 use super::elf;
@@ -231,5 +231,5 @@ fn shows_the_same(dir: &Dir, path: &TreePath, stat: &Stat, kind: &Kind) -> Resul
 fn content(dir: &Dir, path: &TreePath) -> Result<ContentDigest> {
     let failed = |error| SysError::new("read", dir.path().join(path.name()), error);
     let file = dir.open_file(path.name())?;
-    Ok(verify::content_of(&file).map_err(failed)?)
+    Ok(content::digest_of(&file).map_err(failed)?)
 }

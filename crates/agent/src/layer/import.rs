@@ -29,7 +29,7 @@ use varve_rootfs::compose::ComposeError;
 use varve_rootfs::given::{self, ScanError, Scanned};
 use varve_rootfs::own::Draft;
 use varve_rootfs::resolve::Resolver;
-use varve_rootfs::{Deployment, Needed, Request, SourceCheck, verify};
+use varve_rootfs::{Deployment, Needed, Request, SourceCheck, content};
 
 use super::add::update_path;
 use super::archive::Budget;
@@ -254,7 +254,7 @@ fn forget(device: &Device, manifest: &Manifest) -> Result<()> {
 
 fn digest_of(file: &std::fs::File) -> Result<ContentDigest> {
     let failed = |source| LayerError::Read { path: "what was written".into(), source };
-    Ok(verify::content_of(file).map_err(failed)?)
+    Ok(content::digest_of(file).map_err(failed)?)
 }
 
 /// What somebody else wrote, fit for a terminal.

@@ -8,11 +8,11 @@ use varve_format::selection::Selection;
 use varve_rootfs::layout::{self, Request, StagePlan};
 use varve_rootfs::reconcile::Reconciled;
 use varve_rootfs::stage::StageError;
-use varve_rootfs::verify::Level;
-use varve_rootfs::{Deployment, Details, SourceCheck, Store};
+use varve_rootfs::verify::{Difference, Level};
+use varve_rootfs::{Deployment, Details, Needed, SourceCheck, Store};
 use varve_sys::{Dir, SysError};
 
-use super::{Context, Parts, Ready, Way, divide, plan_contents};
+use super::{Context, Parts, Ready, Way, base, divide, plan_contents};
 use crate::config::Verify;
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
@@ -37,6 +37,9 @@ pub struct Done {
     pub reused: u64,
     /// Files whose content was read and compared.
     pub files_verified: u64,
+    /// What was damaged on this disk of the system that it was built upon, and was written
+    /// anew.
+    pub mended: u64,
     /// How often it will be tried.
     pub tries: u8,
     /// Files of versioned state that were changed here and by the release.
@@ -71,7 +74,7 @@ impl Ready {
     fn carry_out(self, device: &Device, writer: &Writer, context: &Context<'_>) -> Result<Done> {
         let release = self.plan.release.name.clone();
         let reused = self.plan.fetch.here_already;
-        let Staged { deployment, report, files_verified, fetched, without_delta } =
+        let Staged { deployment, report, files_verified, mended, fetched, without_delta } =
             self.stage(device, writer, context)?;
         // From here on it takes a moment: what is done is not left half done.
         let observed = Observed::look(device)?;
@@ -92,6 +95,7 @@ impl Ready {
             written: report.written,
             reused,
             files_verified,
+            mended,
             tries,
             reconciled,
             switched_off,
@@ -116,7 +120,7 @@ impl Ready {
         self.plan.refuse()?;
         self.sources.limit(self.plan.max_download);
         let mut report = contents::Report::default();
-        let mut files_verified = 0;
+        let (mut files_verified, mut mended) = (0, 0);
         let mut without_delta = self.plan.without_delta.clone();
         let deployment = match self.way {
             Way::Here(deployment) => *deployment,
@@ -125,14 +129,23 @@ impl Ready {
                     merge_first(device, writer, *parts, &self.plan, &self.sources, context)?;
                 let used = parts.chain.as_ref().map_or(&[][..], |chain| &chain.names);
                 varve_fetch::deltas::sweep(device.store.incoming(), used)?;
-                report = fetch(device, &parts, &self.sources, context)?;
-                if let Some(chain) = parts.chain.take() {
+                let chain = parts.chain.take();
+                let base = parts.base.as_ref().filter(|_| device.config.verify == Verify::Full);
+                let (fetched, damaged) = base::read_meanwhile(device, base, context, || {
+                    let report = fetch(device, &parts, chain.as_ref(), &self.sources, context)?;
+                    let Some(chain) = chain else { return Ok((report, None)) };
                     let reason =
                         by_delta(device, &parts, chain, &self.plan, &self.sources, context)?;
-                    without_delta.extend(reason);
-                }
+                    Ok((report, reason))
+                })?;
+                without_delta.extend(fetched.1);
+                report = fetched.0;
                 for reason in &without_delta {
                     told(device, &self.plan, reason, context)?;
+                }
+                if !damaged.is_empty() {
+                    mended = damaged.len() as u64;
+                    parts = without(device, parts, &damaged, &self.plan, &self.sources, context)?;
                 }
                 let (deployment, read) = stage(device, parts, &self.plan, context)?;
                 files_verified = read;
@@ -141,7 +154,7 @@ impl Ready {
             }
         };
         let fetched = self.sources.traffic().bytes;
-        Ok(Staged { deployment, report, files_verified, fetched, without_delta })
+        Ok(Staged { deployment, report, files_verified, mended, fetched, without_delta })
     }
 }
 
@@ -150,6 +163,7 @@ struct Staged {
     deployment: Deployment,
     report: contents::Report,
     files_verified: u64,
+    mended: u64,
     /// Bytes over the wire, metadata included.
     fetched: u64,
     without_delta: Vec<String>,
@@ -172,26 +186,71 @@ fn by_delta(
         }
         Err(error) => return Err(error),
     };
-    let mut left = Vec::new();
-    for needed in &parts.stage.fetch {
-        if device.store.incoming_size(&needed.digest)? != Some(needed.size) {
-            left.push(*needed);
-        }
-    }
+    let left = missing(device, &parts.stage)?;
     if left.is_empty() {
         return Ok(reason);
     }
     let why = reason.get_or_insert_with(|| "contents did not come out of it".to_owned());
     context.progress.note(&format!("the delta is not enough, packs do the rest: {why}"));
-    let rest = plan_contents(device, &parts.record, &left, sources, context)?;
+    fetch_more(device, parts, &left, plan, sources, context)?;
+    Ok(reason)
+}
+
+/// What a plan needs from outside and is not in incoming/.
+fn missing(device: &Device, stage: &StagePlan) -> Result<Vec<Needed>> {
+    let mut left = Vec::new();
+    for needed in &stage.fetch {
+        if device.store.incoming_size(&needed.digest)? != Some(needed.size) {
+            left.push(*needed);
+        }
+    }
+    Ok(left)
+}
+
+/// Fetches from packs what nobody planned to fetch, within the budget.
+fn fetch_more(
+    device: &Device,
+    parts: &Parts,
+    wanted: &[Needed],
+    plan: &plan::UpgradePlan,
+    sources: &Sources,
+    context: &Context<'_>,
+) -> Result<()> {
+    let rest = plan_contents(device, &parts.record, wanted, sources, context)?;
     let bytes = sources.traffic().bytes + rest.bytes();
     if let Some(limit) = plan.max_download.filter(|&limit| bytes > limit) {
         return Err(plan::Refusal::Budget { bytes, limit }.into());
     }
     let (progress, cancel) = (context.progress, context.cancel);
-    let incoming = device.store.incoming();
-    contents::fetch(&rest, sources, incoming, progress, cancel).1?;
-    Ok(reason)
+    contents::fetch(&rest, sources, device.store.incoming(), progress, cancel).1?;
+    Ok(())
+}
+
+/// Plans anew what is laid upon a base that the disk has damaged: what is damaged is neither
+/// linked nor copied nor left to show, and is fetched where no other deployment has it.
+fn without(
+    device: &Device,
+    parts: Parts,
+    damaged: &[Difference],
+    plan: &plan::UpgradePlan,
+    sources: &Sources,
+    context: &Context<'_>,
+) -> Result<Parts> {
+    let Some(base) = &parts.base else { return Ok(parts) };
+    let what = match damaged {
+        [one] => one.path.to_string(),
+        more => format!("{} paths", more.len()),
+    };
+    context.progress.note(&format!(
+        "{what} of {} is not what its release says: the disk has damaged it, or somebody changed \
+         it; it is written anew for the new system",
+        base.name()
+    ));
+    let stage = plan_stage(device, base, &parts, plan, SourceCheck::Known(damaged), context)?;
+    let parts = Parts { stage, ..parts };
+    let left = missing(device, &parts.stage)?;
+    fetch_more(device, &parts, &left, plan, sources, context)?;
+    Ok(parts)
 }
 
 /// Keeps why a delta was not used.
@@ -212,6 +271,7 @@ fn told(
 fn fetch(
     device: &Device,
     parts: &Parts,
+    chain: Option<&super::deltas::Chain>,
     sources: &Sources,
     context: &Context<'_>,
 ) -> Result<contents::Report> {
@@ -225,7 +285,7 @@ fn fetch(
         Err(ContentsError::WrongContent { .. }) if parts.contents.reused() > 0 => {}
         result => return result.map(|()| report).map_err(Error::from),
     }
-    let (_, by_packs) = divide(&parts.stage, parts.chain.as_ref());
+    let (_, by_packs) = divide(&parts.stage, chain);
     let again = plan_contents(device, &parts.record, &by_packs, sources, context)?;
     let (second, result) = contents::fetch(&again, sources, incoming, progress, cancel);
     result?;
@@ -250,7 +310,11 @@ fn merge_first(
         return Ok(parts);
     };
     let base = crate::merge::merge(device, writer, base, context)?;
-    let stage = plan_stage(device, &base, &parts, plan, context)?;
+    let check = match device.config.verify {
+        Verify::Full => SourceCheck::Known(&[]),
+        Verify::New => SourceCheck::Trust,
+    };
+    let stage = plan_stage(device, &base, &parts, plan, check, context)?;
     let (_, by_packs) = divide(&stage, parts.chain.as_ref());
     let contents = plan_contents(device, &parts.record, &by_packs, sources, context)?;
     Ok(Parts { base: Some(base), stage, contents, ..parts })
@@ -261,12 +325,9 @@ fn plan_stage(
     base: &Deployment,
     parts: &Parts,
     plan: &plan::UpgradePlan,
+    check: SourceCheck<'_>,
     context: &Context<'_>,
 ) -> Result<StagePlan> {
-    let check = match device.config.verify {
-        Verify::Full => SourceCheck::Contents,
-        Verify::New => SourceCheck::Trust,
-    };
     Ok(layout::of(device.config.layout).plan(&Request {
         store: &device.store,
         base: Some(base),
@@ -290,7 +351,7 @@ fn stage(
     let Parts { record, manifest, stage, .. } = parts;
     let layout = layout::of(device.config.layout);
     let staged = layout.stage(&device.store, stage, &manifest, context.progress, context.cancel);
-    // What is linked from here was read while it was planned, if so configured.
+    // What is linked from here was read meanwhile, if so configured.
     let verified = staged
         .and_then(|staged| staged.verify(Level::NewContents, context.progress, context.cancel));
     let verified = match verified {

@@ -129,10 +129,6 @@ pub(crate) fn plan(plan: &UpgradePlan) -> String {
         what.push_str(&format!(", over {base}"));
     }
     line("write", what);
-    if write.damaged > 0 {
-        let files = plural(write.damaged, "file", "files");
-        line("mend", format!("{files} of the base, damaged on this disk"));
-    }
     for path in &plan.dropped_state {
         line("state", format!("{path} is no longer kept: what is in it stays on the disk, unseen"));
     }
@@ -212,6 +208,13 @@ fn ready(done: &Done) -> String {
         ".\nThe next boot tries it, up to {}; reboot when it suits you.\n",
         plural(done.tries.into(), "time", "times")
     ));
+    if done.mended > 0 {
+        let paths = plural(done.mended, "path", "paths");
+        text.push_str(&format!(
+            "{paths} of the running system had been damaged on this disk, or changed by hand: the \
+             new one has what was published. To see which: varve fsck\n"
+        ));
+    }
     for off in &done.switched_off {
         text.push_str(&format!(
             "{} is switched off for the trial: with it {}.\n",

@@ -40,7 +40,7 @@ fn a_plan() -> UpgradePlan {
             cpu_milliseconds: 12_345,
         }),
         without_delta: vec!["parts of it need too much memory".to_owned()],
-        write: Write { paths: 1710, linked: 12, copied: 3, damaged: 1 },
+        write: Write { paths: 1710, linked: 12, copied: 3 },
         room: vec![Room {
             path: "/run/varve/physical".to_owned(),
             need: 82_000_000,
@@ -102,6 +102,7 @@ fn answers() {
             written: 79_000_000,
             reused: 4_000_000,
             files_verified: 1400,
+            mended: 1,
             tries: 3,
             reconciled: vec![
                 outcome("etc/hosts", Outcome::Merged),
