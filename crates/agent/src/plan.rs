@@ -120,7 +120,10 @@ pub struct Room {
     pub need: u64,
     /// Bytes free.
     pub free: u64,
-    /// Bytes of these that are never used.
+    /// Bytes that earlier attempts left in incoming/ for nobody: as many of them as it takes
+    /// are deleted, oldest first, where what is free does not do.
+    pub releasable: u64,
+    /// Bytes of what is free that are never used.
     pub reserve: u64,
     /// Inodes wanted.
     pub need_inodes: u64,
@@ -171,10 +174,15 @@ impl Room {
         self.refusal().is_none()
     }
 
+    /// Bytes that must become free before anything is written.
+    pub fn short(&self) -> u64 {
+        (self.need + self.reserve).saturating_sub(self.free)
+    }
+
     fn refusal(&self) -> Option<Refusal> {
         let path = self.path.clone();
-        if self.need > self.free.saturating_sub(self.reserve) {
-            let (need, free, reserve) = (self.need, self.free, self.reserve);
+        if self.short() > self.releasable {
+            let (need, free, reserve) = (self.need, self.free + self.releasable, self.reserve);
             return Some(Refusal::Bytes { path, need, free, reserve });
         }
         let free = self.free_inodes?;
@@ -205,6 +213,8 @@ pub struct Beside {
     pub made: (u64, u64),
     /// Bytes of deltas that are kept until all is staged.
     pub deltas: u64,
+    /// Bytes that earlier attempts left for nobody.
+    pub releasable: u64,
 }
 
 /// What staging and fetching want of the file system that holds `/varve`.
@@ -221,12 +231,14 @@ pub fn room(
     let contents = fetch.contents() as u64 + beside.made.0;
     let ends = (contents + stage.write_inodes) * BLOCK / 2;
     let written = fetch.disk_bytes() + beside.made.1 + beside.deltas + ends + stage.write_bytes;
-    let need = written + beside.bytes + beside.directories * BLOCK + RECORDS;
+    let under_way = fetch.bytes().min(contents::ON_THE_WAY_BYTES);
+    let need = written + under_way + beside.bytes + beside.directories * BLOCK + RECORDS;
     let need_inodes = contents + stage.write_inodes + beside.directories + 64;
     Room {
         path,
         need,
         free: space.free,
+        releasable: beside.releasable,
         reserve: config.reserve.0,
         need_inodes,
         free_inodes: (space.free_inodes != u64::MAX).then_some(space.free_inodes),
@@ -246,7 +258,7 @@ mod tests {
 
     fn room(need: u64, free: u64, need_inodes: u64, free_inodes: Option<u64>) -> Room {
         let path = "/run/varve/physical".to_owned();
-        Room { path, need, free, reserve: 100, need_inodes, free_inodes }
+        Room { path, need, free, releasable: 0, reserve: 100, need_inodes, free_inodes }
     }
 
     #[test]
@@ -255,6 +267,10 @@ mod tests {
         assert!(room(900, 1000, 5, None).fits());
         assert!(!room(901, 1000, 5, None).fits());
         assert!(!room(1, 50, 0, None).fits(), "less than the reserve is there");
+        let short = Room { releasable: 200, ..room(1000, 900, 0, None) };
+        assert!(short.fits() && short.short() == 200, "what was left for nobody goes");
+        let refused = Room { releasable: 199, ..short }.refusal().unwrap().to_string();
+        assert!(refused.contains("1099 are free"), "{refused}");
         assert_eq!(
             room(0, 1000, 6, Some(5)).refusal().unwrap().to_string(),
             "/run/varve/physical has too few inodes: 6 are needed, 5 are free"

@@ -21,7 +21,7 @@ mod deltas;
 mod run;
 
 use jiff::Timestamp;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Instant;
 use varve_fetch::contents;
 use varve_fetch::{Metadata, Patience, ReleaseRef, Sources, Trust};
@@ -30,6 +30,7 @@ use varve_format::change::is_directory;
 use varve_format::deployment::{OwnLayer, ReleaseRef as Installed, StateDir};
 use varve_format::manifest::Manifest;
 use varve_format::release::ReleaseRecord;
+use varve_rootfs::collect::{self, Leftover};
 use varve_rootfs::layout::{self, Request, StagePlan};
 use varve_rootfs::{Deployment, Needed, SourceCheck};
 use varve_sys::space;
@@ -98,6 +99,8 @@ struct Parts {
     stage: StagePlan,
     contents: contents::Plan,
     chain: Option<deltas::Chain>,
+    /// What earlier attempts left and this one does not need.
+    leftovers: Vec<Leftover>,
 }
 
 /// What came of preparing.
@@ -159,6 +162,9 @@ pub fn prepare(
         metadata.warnings.iter().map(|warning| varve_sys::whole_message(&warning.error)).collect();
     let (release, passed_over, failed_before) = match choice {
         Choice::UpToDate { passed_over } => {
+            if !dry_run {
+                run::keep_reserve(device, writer, context)?;
+            }
             return Ok(Prepared::UpToDate { passed_over, warnings });
         }
         Choice::Take { release, passed_over, failed_before } => {
@@ -330,6 +336,7 @@ fn plan_stage(
     let (by_delta, by_packs) = divide(&stage, chain.as_ref());
     let contents = plan_contents(device, &record, &by_packs, sources, context)?;
     let (delta_bytes, delta_requests) = chain.as_ref().map_or((0, 0), deltas::Chain::missing);
+    let leftovers = collect::leftovers(store, &needed(&record, release, &stage, chain.as_ref()))?;
     let path = device.places.physical_root.display().to_string();
     let directories = match merge.is_empty() {
         true => 0,
@@ -341,6 +348,7 @@ fn plan_stage(
         directories,
         made: (by_delta.len() as u64, by_delta.iter().map(|needed| needed.size).sum()),
         deltas: chain.as_ref().map_or(0, deltas::Chain::size),
+        releasable: leftovers.iter().map(|leftover| leftover.bytes).sum(),
     };
     let space = space::space(store.dir())?;
     let room = plan::room(path, space, &stage, &contents, &beside, &device.config);
@@ -395,8 +403,27 @@ fn plan_stage(
         room: vec![room],
         max_download: device.config.max_download.map(|limit| limit.0),
     };
-    let parts = Parts { record, manifest, base, stage, contents, chain };
+    let parts = Parts { record, manifest, base, stage, contents, chain, leftovers };
     Ok((plan, Way::Stage(Box::new(parts))))
+}
+
+/// Digests of all that a plan needs of incoming/.
+fn needed(
+    record: &ReleaseRecord,
+    release: &ReleaseRef,
+    stage: &StagePlan,
+    chain: Option<&deltas::Chain>,
+) -> BTreeSet<ContentDigest> {
+    let contents = stage.fetch.iter().chain(&stage.incoming).map(|needed| needed.digest);
+    let documents = [record.manifest.sha256, release.record_sha256]
+        .into_iter()
+        .chain(record.packs.iter().map(|pack| pack.index_sha256))
+        .chain(release.deltas.map(|list| list.sha256));
+    let deltas = chain.iter().flat_map(|chain| chain.names.iter().copied());
+    let between = chain.map(deltas::Chain::between).unwrap_or_default();
+    // A name in incoming/ is a digest, whatever it is of.
+    let named = documents.chain(deltas).map(|digest| ContentDigest(digest.0));
+    contents.chain(named).chain(between).collect()
 }
 
 /// What of the missing contents comes by deltas, and what by packs.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{Lab, noise, now, with_context};
+use varve_agent::choose::Wish;
 use varve_agent::layer::{self, Change, LayerError};
 use varve_agent::{Device, Error, Places, ballast, collect, lifecycle, observe};
 use varve_sys::task::Cancel;
@@ -53,6 +54,14 @@ impl SmallDisk {
         }
         let _ = file.sync_all();
         assert_eq!(self.free(), 0);
+    }
+
+    /// Writes until so many bytes are free, more or less.
+    fn fill_to(&self, bytes: u64) {
+        let size = self.free().checked_sub(bytes).expect("less is written than is free");
+        let path = self.lab.disk().join("filler");
+        fs::write(path, noise(3, usize::try_from(size).unwrap())).unwrap();
+        assert!(self.free().abs_diff(bytes) < 128 << 10, "{}", self.free());
     }
 
     fn free(&self) -> u64 {
@@ -208,4 +217,46 @@ fn a_capture_and_a_layer_that_do_not_fit_are_refused_and_leave_nothing() {
     assert!(matches!(refused, Error::Layer(LayerError::Room { .. })), "{refused}");
     assert!(!lab.disk().join("varve/layers/top").exists());
     assert_eq!(fs::read_dir(lab.disk().join("varve/staging")).unwrap().count(), 0);
+}
+
+/// What earlier attempts left is charged against the room that there is: it is no reason to
+/// refuse an upgrade, it goes when room is short, and the oldest goes first.
+#[test]
+fn what_earlier_attempts_left_goes_oldest_first_when_room_is_short() {
+    let Some(disk) = SmallDisk::new(40) else { return };
+    let lab = &disk.lab;
+    lab.publish("r1");
+    lab.init();
+    let incoming = lab.disk().join("varve/incoming");
+    let leave = |number: u8, name: &str| {
+        let path = incoming.join(name);
+        fs::write(&path, noise(u64::from(number), 4 << 20)).unwrap();
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(number));
+        fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        path
+    };
+    let digest = |number: u8| varve_format::ContentDigest([number; 32]).to_hex();
+    let newest = leave(3, &digest(3));
+    let oldest = leave(1, &format!("{}.4194304.part", digest(1)));
+    let between = leave(2, &format!("{}.delta", digest(2)));
+    let not_ours = leave(0, "notes.txt");
+    // Room for the release is there only without the oldest.
+    lab.tree().file("usr/bin/tool2", noise(7, 1_500_000));
+    lab.publish("r2");
+    disk.fill_to(3 << 20);
+    lab.upgrade();
+    assert!(!oldest.exists());
+    assert!(lab.history().iter().any(|line| line.contains("collect")), "{:?}", lab.history());
+    // Everything goes once the upgrade is done: nobody will ask for it.
+    assert!(!newest.exists() && !between.exists() && not_ours.exists());
+    lab.boot(false);
+    lab.after_boot();
+
+    // With nothing to do, what waits leaves the reserve alone, and no more goes than must.
+    let newest = leave(3, &digest(3));
+    let oldest = leave(1, &digest(1));
+    disk.empty();
+    disk.fill_to(512 << 10);
+    assert!(lab.try_upgrade(&Wish::default(), &Cancel::new()).unwrap().is_none());
+    assert!(!oldest.exists() && newest.exists());
 }

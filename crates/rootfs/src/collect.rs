@@ -34,7 +34,8 @@ pub struct Keep {
     pub deployments: BTreeSet<DeploymentName>,
     /// What is mounted now: the layers and trees in it stay.
     pub mounts: Vec<MountEntry>,
-    /// Contents in incoming/ that an upgrade still needs; the others go. None: all stay.
+    /// Digests of contents in incoming/ that an upgrade still needs; the others go, with all
+    /// that is under way. None: all stay.
     pub incoming: Option<BTreeSet<ContentDigest>>,
 }
 
@@ -136,6 +137,51 @@ pub fn execute(store: &Store, plan: &CollectPlan) -> Result<(), SysError> {
 
 /// Begins the names of the ranges that were being read when a process ended.
 const UNDER_WAY: &str = "under-way";
+
+/// A file in incoming/ that an earlier attempt left and that nobody needs now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Leftover {
+    /// Its name.
+    pub name: String,
+    /// Bytes of disk that it takes.
+    pub bytes: u64,
+    /// When it was written last.
+    changed: (i64, u32),
+}
+
+/// What earlier attempts left in incoming/ beside what is `needed` (digests of contents,
+/// documents and deltas), oldest first. The ranges under way are not among it: a fetch uses
+/// their places over and over.
+pub fn leftovers(
+    store: &Store,
+    needed: &BTreeSet<ContentDigest>,
+) -> Result<Vec<Leftover>, StoreError> {
+    let mut found = Vec::new();
+    for name in unneeded_incoming(store, needed)? {
+        if name.starts_with(UNDER_WAY) {
+            continue;
+        }
+        if let Some(stat) = store.incoming().stat_opt(&name)? {
+            found.push(Leftover { name, bytes: stat.blocks * 512, changed: stat.mtime });
+        }
+    }
+    found.sort_by(|a, b| a.changed.cmp(&b.changed).then_with(|| a.name.cmp(&b.name)));
+    Ok(found)
+}
+
+/// The deletion of the first of these, so many that `bytes` become free, or of all.
+pub fn release(leftovers: Vec<Leftover>, bytes: u64) -> CollectPlan {
+    let mut plan = CollectPlan::default();
+    for leftover in leftovers {
+        if plan.bytes >= bytes {
+            break;
+        }
+        plan.bytes += leftover.bytes;
+        plan.inodes += 1;
+        plan.incoming.push(leftover.name);
+    }
+    plan
+}
 
 /// Digests in incoming/ (and parts of them, `<digest>.<length>.part`), documents, deltas and
 /// the range under way that nobody needs.

@@ -246,6 +246,11 @@ impl Chain {
         }
     }
 
+    /// Contents that deltas but the last make for the next.
+    pub(super) fn between(&self) -> HashSet<ContentDigest> {
+        self.steps.iter().skip(1).flat_map(|(delta, groups)| delta.needs(groups)).collect()
+    }
+
     /// Which contents it will make.
     pub(super) fn makes(&self) -> HashMap<ContentDigest, u64> {
         let Some((delta, groups)) = self.steps.last() else { return HashMap::new() };

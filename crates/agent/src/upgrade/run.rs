@@ -1,16 +1,19 @@
 //! The upgrade's steps, after the plan.
 
+use std::collections::BTreeSet;
+
 use varve_boot::transition;
 use varve_fetch::Sources;
 use varve_fetch::contents::{self, ContentsError};
 use varve_format::DeploymentName;
 use varve_format::selection::Selection;
+use varve_rootfs::collect::{self, Leftover};
 use varve_rootfs::layout::{self, Request, StagePlan};
 use varve_rootfs::reconcile::Reconciled;
 use varve_rootfs::stage::StageError;
 use varve_rootfs::verify::{Difference, Level};
 use varve_rootfs::{Deployment, Details, Needed, SourceCheck, Store};
-use varve_sys::{Dir, SysError};
+use varve_sys::{Dir, SysError, space};
 
 use super::{Context, Parts, Ready, Way, base, divide, plan_contents};
 use crate::config::Verify;
@@ -118,6 +121,11 @@ impl Ready {
 
     fn stage(mut self, device: &Device, writer: &Writer, context: &Context<'_>) -> Result<Staged> {
         self.plan.refuse()?;
+        if let Way::Stage(parts) = &mut self.way {
+            let short = self.plan.room.iter().map(plan::Room::short).max().unwrap_or(0);
+            let leftovers = std::mem::take(&mut parts.leftovers);
+            release(device, writer, leftovers, short, context)?;
+        }
         self.sources.limit(self.plan.max_download);
         let mut report = contents::Report::default();
         let (mut files_verified, mut mended) = (0, 0);
@@ -156,6 +164,30 @@ impl Ready {
         let fetched = self.sources.traffic().bytes;
         Ok(Staged { deployment, report, files_verified, mended, fetched, without_delta })
     }
+}
+
+/// Deletes what earlier attempts left, oldest first, until so many bytes are free.
+fn release(
+    device: &Device,
+    writer: &Writer,
+    leftovers: Vec<Leftover>,
+    bytes: u64,
+    context: &Context<'_>,
+) -> Result<()> {
+    let plan = collect::release(leftovers, bytes);
+    if !plan.is_empty() {
+        let note = "room is made: the oldest of what earlier attempts had fetched goes";
+        context.progress.note(&format!("{note} ({} files)", plan.incoming.len()));
+    }
+    crate::collect::execute(device, writer, &plan, context)
+}
+
+/// What waits in incoming/ for an upgrade that may never go on does not use the reserve.
+pub(super) fn keep_reserve(device: &Device, writer: &Writer, context: &Context<'_>) -> Result<()> {
+    let free = space::space(device.store.dir())?.free;
+    let short = device.config.reserve.0.saturating_sub(free);
+    let leftovers = collect::leftovers(&device.store, &BTreeSet::new())?;
+    release(device, writer, leftovers, short, context)
 }
 
 /// A deployment that is whole and that nothing boots yet.

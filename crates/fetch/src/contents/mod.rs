@@ -24,7 +24,7 @@ use std::ops::Range;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
-use varve_format::pack::PackIndex;
+use varve_format::pack::{MAX_FRAME, PackIndex};
 use varve_format::release::PackRef;
 use varve_format::verity::ContentHasher;
 use varve_format::{ContentDigest, Sha256Digest};
@@ -41,7 +41,12 @@ use plan::{Item, Job, PackJobs};
 use store::{Here, Store};
 
 /// Frames that wait between two threads.
-pub(crate) const QUEUE: usize = 4;
+const QUEUE: usize = 4;
+/// The most frames that are on their way at once: one being read, one that waits for a place
+/// in the first queue, the two queues, one being decoded and one being written.
+pub(crate) const ON_THE_WAY: usize = QUEUE * 2 + 4;
+/// Bytes of disk that what is on its way takes beside the contents, at most.
+pub const ON_THE_WAY_BYTES: u64 = ON_THE_WAY as u64 * MAX_FRAME as u64;
 
 /// Why contents are still missing. What was verified before is kept in all cases.
 #[derive(Debug, thiserror::Error)]

@@ -21,10 +21,8 @@ use std::sync::{Mutex, PoisonError};
 use varve_format::Sha256Digest;
 use varve_sys::{Dir, NewFile, durable};
 
-/// How many ranges are kept. On the way of a pack's frames there are at most: one being
-/// read, one that waits for a place in the first queue, the two queues, one being decoded
-/// and one being written.
-const SLOTS: usize = crate::contents::QUEUE * 2 + 4;
+/// How many ranges are kept.
+const SLOTS: usize = crate::contents::ON_THE_WAY;
 /// The longest document that is kept, in bytes.
 const MAX_DOCUMENT: u64 = 64 << 20;
 /// The longest name of a range.

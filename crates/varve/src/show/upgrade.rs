@@ -136,7 +136,7 @@ pub(crate) fn plan(plan: &UpgradePlan) -> String {
         line("layer", self::conflict(conflict));
     }
     for room in &plan.room {
-        let free = room.free.saturating_sub(room.reserve);
+        let free = (room.free + room.releasable).saturating_sub(room.reserve);
         let inodes = match room.free_inodes {
             Some(free) => format!(", {} inodes of {}", count(room.need_inodes), count(free)),
             None => String::new(),

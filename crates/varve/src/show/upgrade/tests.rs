@@ -45,6 +45,7 @@ fn a_plan() -> UpgradePlan {
             path: "/run/varve/physical".to_owned(),
             need: 82_000_000,
             free: 3_000_000_000,
+            releasable: 0,
             reserve: 64 << 20,
             need_inodes: 1800,
             free_inodes: Some(412_345),
