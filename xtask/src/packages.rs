@@ -29,6 +29,7 @@ const TEST: &[Need] = &[
     Need("/usr/bin/setfacl", "acl"),
     Need("/usr/bin/xz", "xz-utils"),
     Need("/usr/sbin/nginx", "nginx-light"),
+    Need("/usr/bin/systemd-nspawn", "systemd-container"),
 ];
 
 /// For the power-cut rig: file systems to cut.

@@ -284,6 +284,10 @@ fn boot(root: &Path, deployment: &Deployment, context: &Context<'_>) -> Result<u
         .arg(format!("--machine=try-{}", machine_name(deployment.name())))
         .arg("--directory")
         .arg(root);
+    // sd_booted(3): who else could give it a control group of its own?
+    if !Path::new("/run/systemd/system").exists() {
+        command.arg("--keep-unit");
+    }
     ends_with_caller(&mut command);
     at_terminal(command, context)
 }

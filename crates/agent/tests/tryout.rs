@@ -209,3 +209,29 @@ fn a_search_in_private_copies_finds_the_layer_without_a_boot() {
     assert!(report.answers.iter().all(|answer| answer.why.starts_with("in a copy, ")));
     assert_eq!(before.0, mounts());
 }
+
+#[test]
+fn a_whole_system_boots_in_a_container() {
+    let Some(lab) = Lab::runnable() else { return };
+    if tryout::container().is_none() {
+        let error = try_out(&lab, None, &Act::Boot).unwrap_err();
+        assert!(matches!(error, Error::Try(TryError::NoContainer)), "{error}");
+        return eprintln!(
+            "=== NOT RUN: there is no systemd-nspawn (package systemd-container) ==="
+        );
+    }
+    // An init that looks around and ends; the container's status is its own.
+    let init = "#!/bin/busybox sh
+        PATH=/bin; set -eu
+        test $$ = 1; test \"$(busybox cat /usr/lib/release)\" = r2; test ! -e /dev/vda
+        test -z \"$(busybox ls /sys/class/net | busybox grep -v '^lo$')\"
+        echo changed > /etc/hostname; exit 9\n";
+    lab.tree().file("usr/lib/os-release", "ID=test\n").file("usr/sbin/init", init);
+    let init = lab.tree().0.join("usr/sbin/init");
+    fs::set_permissions(init, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    lab.publish("r2");
+    lab.upgrade();
+    let before = (mounts(), walk(&lab.disk()));
+    assert_eq!(try_out(&lab, None, &Act::Boot).unwrap().status, Some(9));
+    assert_eq!(before, (mounts(), walk(&lab.disk())), "nothing is changed, nothing mounted");
+}
