@@ -8,7 +8,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Lab, now, put_on, with_context};
+use common::{Lab, now, with_context};
 use varve_agent::choose::Wish;
 use varve_agent::layer::carry::What as Hides;
 use varve_agent::layer::{self, Added, Change, Changed, LayerError, Place, To, What, dpkg};
@@ -16,7 +16,6 @@ use varve_agent::upgrade::Prepared;
 use varve_agent::{Error, Writer};
 use varve_format::deployment::OwnLayer;
 use varve_sys::task::Cancel;
-use varve_testkit::crash;
 
 fn with_writer<T>(
     lab: &Lab,
@@ -427,58 +426,6 @@ fn hostile_archives_are_refused() {
         assert!(answer.is_err(), "{what}: {answer:?}");
     }
     assert_eq!(lab.selection().latest.as_str(), "r1");
-}
-
-/// The power goes at every change that adding a layer makes.
-#[test]
-fn adding_survives_power_cuts() {
-    let lab = Lab::below(crash::scratch());
-    lab.publish("r1");
-    lab.init();
-    let games = source(&lab, "games", &[("usr/bin/game", b"chess")]);
-    let act = |places: varve_agent::Places| {
-        let device = varve_agent::Device::open(places).unwrap();
-        let writer = device.lock("layer", now()).unwrap();
-        varve_rootfs::stage::sweep(&device.store).unwrap();
-        let name = "games".parse().unwrap();
-        with_context(&Cancel::new(), |context| {
-            let sources = std::slice::from_ref(&games);
-            match layer::add(&device, &writer, Some(&name), sources, "", false, context) {
-                Err(Error::Layer(LayerError::Taken { .. })) => {
-                    // Cut after the commit: the layer is here, and is put where it belongs.
-                    put_on(&device, &writer, "games", context);
-                }
-                other => drop(other.unwrap()),
-            }
-        });
-    };
-    let (recording, ()) = crash::record(&lab.disk(), || act(lab.places()));
-    let states = recording.each_state(2, |cut, survival, image| {
-        let folder = crash::scratch();
-        image.materialise(folder.path());
-        let places =
-            varve_agent::Places { physical_root: folder.path().to_owned(), ..lab.places() };
-        let device = varve_agent::Device::open(places.clone()).unwrap();
-        let latest = varve_agent::selection::read(&device.store).unwrap().unwrap().latest;
-        let check = |latest: &varve_format::DeploymentName| {
-            let record = device.store.deployment(latest).unwrap().record;
-            let dirs = device.store.root_dirs(&record).unwrap();
-            let mut root = varve_rootfs::resolve::Resolver::new(dirs);
-            let has = root.open(b"usr/bin/game").unwrap();
-            assert_eq!(has.is_some(), !record.own.is_empty(), "cut at {cut}, {survival:?}");
-            if let Some(mut file) = has {
-                let mut text = String::new();
-                std::io::Read::read_to_string(&mut file, &mut text).unwrap();
-                assert_eq!(text, "chess", "cut at {cut}, {survival:?}");
-            }
-            !record.own.is_empty()
-        };
-        check(&latest);
-        act(places);
-        let latest = varve_agent::selection::read(&device.store).unwrap().unwrap().latest;
-        assert!(check(&latest), "cut at {cut}, {survival:?}: it is not there in the end");
-    });
-    assert!(states > 30, "only {states} states");
 }
 
 fn run(lab: &Lab, name: &str, command: &[&str]) -> Result<Changed, Error> {

@@ -100,3 +100,108 @@ pub(crate) fn report(report: &Report) -> String {
 pub(crate) fn stopped(report: &Report) -> String {
     format!("The search of {} is ended; the next boot is the usual one.\n", report.deployment)
 }
+
+#[cfg(test)]
+mod tests {
+    use varve_boot::menu::{Entry, Menu, Place};
+    use varve_format::deployment::LayerKind;
+    use varve_format::probe::Verdict;
+
+    use super::*;
+    use crate::commands::strip::Row;
+
+    fn names(names: &[&str]) -> Vec<LayerName> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn lists() {
+        let entry = |name: &str, kind, off| Entry {
+            name: name.parse().unwrap(),
+            title: if name == "games" { "Games for the school" } else { "" }.to_owned(),
+            kind,
+            created: 1_790_000_000,
+            size: Some(12_345_678),
+            removable: kind != LayerKind::Base,
+            off,
+        };
+        let entries = vec![
+            entry("games", LayerKind::Local, true),
+            entry("drivers", LayerKind::Extension, false),
+            entry("debian-13.2", LayerKind::Update, false),
+            entry("debian-13.1", LayerKind::Base, false),
+        ];
+        let deployment: varve_format::DeploymentName = "debian-13.2+4".parse().unwrap();
+        let menu = Menu::new(Place::Running, deployment.clone(), entries);
+        let shown = List { deployment, layers: Vec::<Row>::new(), why: Vec::new(), menu };
+        insta::assert_snapshot!(list(&shown));
+    }
+
+    #[test]
+    fn what_boots_next() {
+        let mut next = NextBoot {
+            deployment: "debian-13.2+4".parse().unwrap(),
+            off: names(&["games", "drivers"]),
+            shared: vec!["/home".to_owned(), "/var".to_owned()],
+            dry_run: false,
+        };
+        let mut texts = vec![next_boot(&next)];
+        next.dry_run = true;
+        texts.push(next_boot(&next));
+        next.off.clear();
+        texts.push(next_boot(&next));
+        let mut kept_now = Kept {
+            deployment: "debian-13.2+4.stripped".parse().unwrap(),
+            from: "debian-13.2+4".parse().unwrap(),
+            off: names(&["games"]),
+            was_here: false,
+            dry_run: false,
+        };
+        texts.push(kept(&kept_now));
+        kept_now.dry_run = true;
+        texts.push(kept(&kept_now));
+        insta::assert_snapshot!(texts.join("---\n"));
+    }
+
+    #[test]
+    fn a_search() {
+        let judged_as = |off: &[&str], verdict, why: &str, again| Judged {
+            off: names(off),
+            verdict,
+            why: why.to_owned(),
+            again,
+        };
+        let mut seen = Report {
+            deployment: "debian-13.2+4".parse().unwrap(),
+            layers: names(&["games", "drivers", "debian-13.2"]),
+            judge: Judge::Person,
+            answers: vec![judged_as(&[], Verdict::Bad, "it did not come up", true)],
+            running: Some(names(&["games"])),
+            left: 2,
+            outcome: "searching",
+            found: Vec::new(),
+            proven: false,
+            changes: Vec::new(),
+            paths: 0,
+        };
+        let mut texts = vec![report(&seen), judged(&seen.answers[0])];
+        seen.running = None;
+        seen.answers.push(judged_as(
+            &["games", "drivers"],
+            Verdict::Good,
+            "a person says so",
+            false,
+        ));
+        texts.push(judged(&seen.answers[1]));
+        (seen.outcome, seen.found, seen.proven) = ("found", names(&["drivers"]), true);
+        (seen.changes, seen.paths) = (vec!["/usr/lib/x (taken away)".to_owned()], 1);
+        texts.push(report(&seen));
+        for outcome in ["nothing-wrong", "not-the-layers", "unknown"] {
+            (seen.outcome, seen.found, seen.changes) = (outcome, Vec::new(), Vec::new());
+            seen.answers.clear();
+            texts.push(report(&seen));
+        }
+        texts.push(stopped(&seen));
+        insta::assert_snapshot!(texts.join("---\n"));
+    }
+}
