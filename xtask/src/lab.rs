@@ -71,6 +71,20 @@ pub(crate) fn make_all() -> Result {
     write(&description()?, serde_json::to_string_pretty(&lab)?)
 }
 
+/// Makes what the demonstration boots alone, and gives the description of it.
+pub(crate) fn of_demo(layouts: &[&str]) -> Result<PathBuf> {
+    packages::ensure(packages::For::Lab)?;
+    let programs = device::build()?;
+    let pair = releases::pair(Suite::Trixie)?;
+    let name = "debian-13";
+    let system = system(name, &pair, &programs, Generator::InitramfsTools, &Fault::ALL, layouts)?;
+    let systems = BTreeMap::from([(name.to_owned(), system)]);
+    let lab = Lab { systems, scratch: cache()?.join("scratch") };
+    let path = cache()?.join("lab-one.json");
+    write(&path, serde_json::to_string_pretty(&lab)?)?;
+    Ok(path)
+}
+
 /// Makes one system: trees, repository, disks.
 pub(crate) fn system(
     name: &str,

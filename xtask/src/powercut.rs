@@ -5,12 +5,14 @@
 //! cargo xtask powercut --ci                  a bounded share with a fixed seed
 //! cargo xtask powercut --faults              takes out each safety step in turn
 //! cargo xtask powercut --replay FILE         judges a kept state again
+//! cargo xtask powercut --vm 30               cuts the power of a real Debian
 //! ```
 //!
 //! Everything else is `crates/powercut`, to which the other options go as they are.
 
 use std::ffi::OsString;
 
+use crate::lab;
 use crate::packages;
 use crate::project::{Result, cache, cargo, program, root, show, target};
 
@@ -54,9 +56,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result {
         true => CI.iter().map(|line| line.split_whitespace().map(Into::into).collect()).collect(),
         false => vec![arguments.rig.clone()],
     };
+    let vm = arguments.rig.iter().any(|argument| argument == "--vm");
+    let lab = if vm { Some(lab::of_demo(&lab::LAYOUTS)?) } else { None };
     for words in runs {
         let mut rig = program(&target.join("debug/varve-powercut").to_string_lossy());
         rig.current_dir(root()).args(words);
+        if let Some(lab) = &lab {
+            rig.env(varve_testkit::vm::lab::VARIABLE, lab);
+        }
         if !rig.status()?.success() {
             return Err("the power-cut rig found what must not be: see above".into());
         }

@@ -3,14 +3,17 @@
 //! Everything happens in a mount namespace of its own, in memory: nothing is left behind,
 //! also when the program is killed.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use varve_powercut::disk::{FILE_SYSTEMS, FileSystem, run};
+use varve_powercut::failing;
 use varve_powercut::run::{Case, Deep, Outcome, replay};
 use varve_powercut::scenario::{self, Scenario};
+use varve_powercut::vm::{self, Moment, Wish};
 use varve_powercut::{Result, RigError};
 
 /// Prints a line; a reader that has gone away is no reason to stop.
@@ -58,13 +61,24 @@ struct Arguments {
     /// Take out each safety step in turn; each must be noticed.
     #[arg(long)]
     faults: bool,
+    /// Let reads and writes of the disk fail instead of the power: so many failures of each
+    /// scenario.
+    #[arg(long, value_name = "FAILURES")]
+    errors: Option<usize>,
+    /// Cut the power of a real Debian in a virtual machine so many times instead.
+    #[arg(long, value_name = "CUTS")]
+    vm: Option<usize>,
+    /// With --vm: how the root is held, overlay or hard-link; with both, machine by machine
+    /// the other one.
+    #[arg(long, value_delimiter = ',', default_values = ["overlay", "hard-link"])]
+    layout: Vec<String>,
     /// Judge a kept state again.
     #[arg(long, value_name = "FILE")]
     replay: Option<PathBuf>,
     /// Where failing states are kept.
     #[arg(long, default_value = "target/varve/powercut")]
     keep: PathBuf,
-    /// How many states to judge at once.
+    /// How many states to judge, or machines to run, at once.
     #[arg(long, default_value_t = 2)]
     workers: usize,
 }
@@ -117,16 +131,21 @@ fn work(arguments: &Arguments) -> Result<bool> {
     if let Some(file) = &arguments.replay {
         return replayed(file, place);
     }
+    if let Some(cuts) = arguments.vm {
+        return machines(arguments, cuts);
+    }
     let file_systems = file_systems(arguments)?;
     let scenarios = if arguments.scenario.is_empty() {
         scenario::all()
     } else {
         arguments.scenario.iter().map(|name| scenario::named(name)).collect::<Result<_>>()?
     };
-    let minutes = arguments.minutes.or(arguments.hours.map(|hours| hours * 60.0));
-    let until = minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0));
+    let until = until(arguments);
     if arguments.faults {
         return faults(arguments, &file_systems, &scenarios, until);
+    }
+    if let Some(count) = arguments.errors {
+        return errors(arguments, count, &file_systems, &scenarios, until);
     }
     let mut seed = arguments.seed;
     let mut good = true;
@@ -139,6 +158,12 @@ fn work(arguments: &Arguments) -> Result<bool> {
         seed += 1;
         say!("again, with seed {seed}");
     }
+}
+
+/// When the time is over, if there is an end.
+fn until(arguments: &Arguments) -> Option<Instant> {
+    let minutes = arguments.minutes.or(arguments.hours.map(|hours| hours * 60.0))?;
+    Some(Instant::now() + Duration::from_secs_f64(minutes * 60.0))
 }
 
 fn file_systems(arguments: &Arguments) -> Result<Vec<&'static FileSystem>> {
@@ -277,6 +302,93 @@ fn tell(failing: &varve_powercut::run::Failing) {
     }
 }
 
+fn machines(arguments: &Arguments, cuts: usize) -> Result<bool> {
+    let began = Instant::now();
+    let told = |line: &str| say!("{:>5.0} s  {line}", began.elapsed().as_secs_f64());
+    let wish = Wish {
+        system: "debian-13",
+        layouts: &arguments.layout,
+        machines: arguments.workers,
+        cuts,
+        until: until(arguments),
+        seed: arguments.seed,
+        keep: &arguments.keep,
+    };
+    let survived = vm::run(&wish, &told)?;
+    let mut moments: BTreeMap<Moment, usize> = BTreeMap::new();
+    for cut in &survived.cuts {
+        *moments.entry(cut.moment).or_default() += 1;
+    }
+    let moments: Vec<String> =
+        moments.iter().map(|(moment, count)| format!("{count} {moment:?}")).collect();
+    say!(
+        "{} cuts of {cuts} survived ({}), {} writes lost; {} logins; {:.0} s",
+        survived.cuts.len(),
+        moments.join(", "),
+        survived.cuts.iter().map(|cut| cut.lost.lost).sum::<usize>(),
+        survived.logins.len(),
+        survived.time.as_secs_f64()
+    );
+    for finding in &survived.findings {
+        say!("  {finding}");
+    }
+    Ok(survived.findings.is_empty())
+}
+
+fn errors(
+    arguments: &Arguments,
+    count: usize,
+    file_systems: &[&'static FileSystem],
+    scenarios: &[Box<dyn Scenario>],
+    until: Option<Instant>,
+) -> Result<bool> {
+    let (mut tried, mut failing, mut seconds) = (0, 0, 0.0);
+    say!(
+        "{:<20} {:<15} {:>6} {:>6} {:>6} {:>6} {:>8} {:>7}",
+        "scenario",
+        "file system",
+        "reads",
+        "writes",
+        "told",
+        "coped",
+        "failing",
+        "time"
+    );
+    for scenario in scenarios {
+        for fs in file_systems {
+            if until.is_some_and(|until| Instant::now() >= until) {
+                say!("{:<20} {:<15} left out: the time is over", scenario.name(), fs.name);
+                continue;
+            }
+            let scratch = fresh(Path::new(PLACE))?;
+            let case = case(arguments, &**scenario, fs, &scratch, None);
+            let outcome = failing::run(&case, count, arguments.seed)?;
+            say!(
+                "{:<20} {:<15} {:>6} {:>6} {:>6} {:>6} {:>8} {:>5.1} s",
+                scenario.name(),
+                fs.name,
+                outcome.tried[0],
+                outcome.tried[1],
+                outcome.told,
+                outcome.coped,
+                outcome.failing.len(),
+                outcome.time.as_secs_f64()
+            );
+            for (name, findings) in &outcome.failing {
+                say!("  {name}:");
+                for finding in findings.iter().take(SHOWN) {
+                    say!("    {finding}");
+                }
+            }
+            tried += outcome.tried.iter().sum::<usize>();
+            failing += outcome.failing.len();
+            seconds += outcome.time.as_secs_f64();
+        }
+    }
+    say!("{tried} failures of the disk in {seconds:.0} s: {failing} not borne");
+    Ok(failing == 0)
+}
+
 fn replayed(file: &Path, place: &Path) -> Result<bool> {
     let scratch = fresh(place)?;
     let (about, findings) = replay(file, &scratch)?;
@@ -312,46 +424,66 @@ fn faults(
     scenarios: &[Box<dyn Scenario>],
     until: Option<Instant>,
 ) -> Result<bool> {
-    use std::collections::BTreeMap;
-    let mut caught: BTreeMap<String, bool> = BTreeMap::new();
+    use varve_powercut::faults::{Verdict, steps, try_step};
+    // Of each step the verdict of the first scenario that notices, or else of the last.
+    let mut verdicts: BTreeMap<String, (String, Verdict)> = BTreeMap::new();
+    let began = Instant::now();
+    let (mut tried, mut cut_short) = (0, 0);
     for scenario in scenarios {
         for fs in file_systems {
-            say!("{} on {}", scenario.name(), fs.name);
+            let here = format!("{} on {}", scenario.name(), fs.name);
+            say!("{here}");
             let scratch = fresh(Path::new(PLACE))?;
             let (steps, known) = {
-                let case = case(arguments, &**scenario, fs, &scratch, until);
-                varve_powercut::faults::steps(&case, arguments.states, arguments.seed)?
+                let case = case(arguments, &**scenario, fs, &scratch, None);
+                steps(&case, arguments.states, arguments.seed)?
             };
             for finding in &known {
                 say!("  there without any fault, and not counted: {finding}");
             }
             for (step, passed) in steps {
+                if verdicts.get(&step).is_some_and(|(_, verdict)| verdict.states.is_some()) {
+                    continue;
+                }
+                if until.is_some_and(|until| Instant::now() >= until) {
+                    cut_short += 1;
+                    continue;
+                }
                 let scratch = fresh(Path::new(PLACE))?;
                 let case =
-                    Case { known: &known, ..case(arguments, &**scenario, fs, &scratch, until) };
-                let verdict = varve_powercut::faults::try_step(
-                    &case,
-                    &step,
-                    passed,
-                    arguments.states,
-                    arguments.seed,
-                )?;
+                    Case { known: &known, ..case(arguments, &**scenario, fs, &scratch, None) };
+                let verdict = try_step(&case, &step, passed, arguments.states, arguments.seed)?;
+                tried += verdict.tried;
                 let noticed = match verdict.states {
                     Some(states) => format!("noticed after {states} states"),
-                    None => format!("NOT noticed in {} states", verdict.tried),
+                    None => format!("not noticed in {} states", verdict.tried),
                 };
                 say!("  {step} (passed {passed} times): {noticed}");
                 if !verdict.finding.is_empty() {
                     say!("      {}", verdict.finding);
                 }
-                *caught.entry(step).or_default() |= verdict.states.is_some();
+                verdicts.insert(step, (here.clone(), verdict));
             }
         }
     }
-    let missed: Vec<&String> = caught.iter().filter(|(_, caught)| !**caught).map(|x| x.0).collect();
-    say!("{} of {} steps noticed", caught.len() - missed.len(), caught.len());
-    for step in &missed {
+    say!("");
+    for (step, (here, verdict)) in &verdicts {
+        if let Some(states) = verdict.states {
+            say!("| `{step}` | {states} | {here} |");
+        }
+    }
+    let missed: Vec<_> = verdicts.iter().filter(|(_, (_, v))| v.states.is_none()).collect();
+    say!(
+        "{} of {} steps noticed, in {tried} states and {:.0} s",
+        verdicts.len() - missed.len(),
+        verdicts.len(),
+        began.elapsed().as_secs_f64()
+    );
+    for (step, _) in &missed {
         say!("  nothing notices the absence of {step}");
+    }
+    if cut_short > 0 {
+        say!("  the time was over before {cut_short} more were tried");
     }
     Ok(missed.is_empty())
 }

@@ -161,11 +161,11 @@ impl FileSystem {
     pub fn mount(&self, source: &Path, place: &Path) -> Result<Mounted> {
         std::fs::create_dir_all(place).at("make the directory", place)?;
         let mut options = self.options.to_owned();
+        let (source, target) = (source.to_string_lossy(), place.to_string_lossy());
         if !source.starts_with("/dev/loop") {
             // The loop device goes away with the mount.
             options.push_str(",loop");
         }
-        let (source, target) = (source.to_string_lossy(), place.to_string_lossy());
         run("mount", &["-t", self.kind, "-o", &options, &source, &target])?;
         Ok(Mounted { place: place.to_owned(), mounted: true })
     }

@@ -31,11 +31,14 @@ pub fn steps(
     count: usize,
     seed: u64,
 ) -> Result<(BTreeMap<String, u64>, Vec<Finding>)> {
-    let recorded = case.record()?;
+    let mut recorded = case.record()?;
     let case = Case { keep: None, ..*case };
     let outcome = case.judge(&recorded, count, Deep::default(), seed)?;
     let known: BTreeSet<Finding> =
         outcome.failing.into_iter().flat_map(|failing| failing.findings).collect();
+    for (check, passed) in outcome.checks {
+        *recorded.steps.entry(check).or_default() += passed;
+    }
     Ok((recorded.steps, known.into_iter().collect()))
 }
 

@@ -9,8 +9,10 @@
 //!   primitives   the durable functions themselves
 //!   lives        upgrade, trial, roll back, merge ...: on machine and releases
 //!   layered      own layers: capture, remove, strip, bisect; reset
+//! failing    a disk that gives errors, and is well again
 //! run        records once, judges thousands of states, goes into recoveries again
 //! kept       a failing state as one file
+//! vm         a real Debian whose power is cut, on a lossy disk
 //! faults     the safety steps taken out one by one: each must be noticed
 //! ```
 //!
@@ -23,18 +25,22 @@ mod acts;
 pub mod device;
 pub mod disk;
 mod error;
+pub mod failing;
 #[cfg(feature = "faults")]
 pub mod faults;
 pub mod kept;
 pub mod layered;
 pub mod lives;
 pub mod log;
+pub mod lossy;
 pub mod machine;
 pub mod primitives;
 pub mod releases;
 pub mod run;
 pub mod scenario;
+mod served;
 pub mod states;
 mod user;
+pub mod vm;
 
 pub use error::{Result, RigError};

@@ -24,6 +24,9 @@ use crate::states::{State, Timeline, plan};
 /// Of so many states one is looked over by the file system's own checker too.
 const CHECK_EVERY: usize = 16;
 
+/// The disk's image, where a scenario works, and what it knows.
+pub(crate) type Prepared = (PathBuf, Site, serde_json::Value);
+
 /// One scenario on one file system.
 #[derive(Clone, Copy)]
 pub struct Case<'a> {
@@ -71,6 +74,8 @@ pub struct Failing {
     pub kept: Option<PathBuf>,
 }
 
+/// How the names of checks begin, as against syncs and renames.
+const CHECK: &str = "check.";
 /// How findings begin that are the kernel's file system's alone.
 const FS: &str = "the file system itself:";
 
@@ -94,6 +99,8 @@ pub struct Outcome {
     pub flushes: usize,
     /// Bytes recorded.
     pub bytes: u64,
+    /// The checks that the recoveries passed, and how often; in a build with faults alone.
+    pub checks: BTreeMap<String, u64>,
     /// Those that broke a promise.
     pub failing: Vec<Failing>,
     /// Those in which the file system itself did not keep its word.
@@ -115,15 +122,26 @@ impl Case<'_> {
         move |why| RigError::Scenario { scenario: scenario.clone(), doing, why }
     }
 
-    /// Prepares the disk and records the scenario once.
-    pub fn record(&self) -> Result<Recorded> {
+    /// The scenario failed where nothing was wrong.
+    pub(crate) fn failure(&self, doing: &'static str, why: String) -> RigError {
+        self.error(doing)(why)
+    }
+
+    /// The disk's image before the scenario, where it works, and what is known of it.
+    pub(crate) fn prepared(&self) -> Result<Prepared> {
         let outside = below(self.scratch, "outside")?;
         let image = self.scratch.join("disk.img");
         self.fs.make(&image)?;
-        let site = Site { disk: self.scratch.join("disk"), outside: outside.clone() };
+        let site = Site { disk: self.scratch.join("disk"), outside };
         let mounted = self.fs.mount(&image, &site.disk)?;
         let facts = self.scenario.prepare(&site).map_err(self.error("preparing"))?;
         mounted.unmount()?;
+        Ok((image, site, facts))
+    }
+
+    /// Prepares the disk and records the scenario once.
+    pub fn record(&self) -> Result<Recorded> {
+        let (image, site, facts) = self.prepared()?;
         let before = Before { facts, marks: Vec::new() };
         let run = |before: &Before, mark: SharedMark| {
             let done = self.scenario.run(&site, &before.facts, mark);
@@ -178,24 +196,30 @@ impl Case<'_> {
         let of = states.len();
         let share = of.div_ceil(self.workers.max(1)).max(1);
         let total = Shared::default();
-        let results: Vec<Result<()>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = states
-                .chunks(share)
-                .enumerate()
-                .map(|(number, chunk)| {
-                    let total = &total;
-                    scope.spawn(move || {
-                        let scratch = below(self.scratch, &format!("worker-{number}"))?;
-                        let worker = Worker { case: self, recorded, scratch, total };
-                        worker.go(chunk, number * share, of, deep, seed)
+        let judge = || {
+            std::thread::scope(|scope| {
+                let threads: Vec<_> = states
+                    .chunks(share)
+                    .enumerate()
+                    .map(|(number, chunk)| {
+                        let total = &total;
+                        scope.spawn(move || {
+                            let scratch = below(self.scratch, &format!("worker-{number}"))?;
+                            let worker = Worker { case: self, recorded, scratch, total };
+                            worker.go(chunk, number * share, of, deep, seed)
+                        })
                     })
-                })
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().expect("judging catches panics"))
-                .collect()
-        });
+                    .collect();
+                threads
+                    .into_iter()
+                    .map(|thread| thread.join().expect("judging catches panics"))
+                    .collect::<Vec<Result<()>>>()
+            })
+        };
+        // A check is what a recovery relies on, a sync what the recorded run owed.
+        let check = self.fault.filter(|step| step.starts_with(CHECK));
+        let (results, mut steps) = armed(check, judge);
+        steps.retain(|step, _| step.starts_with(CHECK));
         results.into_iter().collect::<Result<()>>()?;
         let failing = total.failing.into_inner().expect("nothing panics while it holds this");
         let (not_ours, failing) = failing
@@ -206,6 +230,7 @@ impl Case<'_> {
             deep: total.deep.into_inner(),
             flushes: recorded.log.flushes(),
             bytes: recorded.log.bytes(),
+            checks: steps,
             failing,
             not_ours,
             time: started.elapsed(),

@@ -63,22 +63,28 @@ pub(crate) fn writes(
 /// Which generation of his files the running system shows; all must be of one. None: he
 /// has none in /etc, and the release's own is untouched.
 pub(crate) fn generation(running: &Running, release: &str) -> Result<Option<&'static str>, String> {
-    let home = fs::read(running.path("/home/work")).unwrap_or_default();
-    if home != text("work", 3).as_bytes() {
+    // Of a disk that gives errors "it cannot be read" is another finding than "it is not there".
+    let read = |path: &str| match fs::read(running.path(path)) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("the user's file {path}: {error}")),
+    };
+    if read("/home/work")?.unwrap_or_default() != text("work", 3).as_bytes() {
         return Err("the user's file in /home is not what it was".to_owned());
     }
-    let is = |path: &str, text: String| {
-        fs::read(running.path(path)).is_ok_and(|bytes| bytes == text.as_bytes())
-    };
-    let mine = |number: usize| format!("/etc/user-{number}");
+    let mine = (0..FILES).map(|number| read(&format!("/etc/user-{number}")));
+    let mine: Vec<Option<Vec<u8>>> = mine.collect::<Result<_, _>>()?;
+    let set = read(SETTINGS)?.unwrap_or_default();
+    let is_set = |generation: Option<&str>| set == settings(release, generation).as_bytes();
     let shows = |generation: &str| {
-        (0..FILES).all(|number| is(&mine(number), text(generation, number)))
-            && is(SETTINGS, settings(release, Some(generation)))
+        let is = |(number, bytes): (usize, &Option<Vec<u8>>)| {
+            bytes.as_deref() == Some(text(generation, number).as_bytes())
+        };
+        mine.iter().enumerate().all(is) && is_set(Some(generation))
     };
     if let Some(generation) = ["first", "second"].into_iter().find(|name| shows(name)) {
         return Ok(Some(generation));
     }
-    let none = (0..FILES).all(|number| !running.path(&mine(number)).exists())
-        && is(SETTINGS, settings(release, None));
+    let none = mine.iter().all(Option::is_none) && is_set(None);
     if none { Ok(None) } else { Err("the user's files in /etc are neither old nor new".to_owned()) }
 }

@@ -21,7 +21,7 @@ use varve_format::deployment::{DeploymentRecord, FORMAT, LayerKind, LayerRecord,
 use varve_format::manifest::Manifest;
 use varve_format::{DeploymentName, LayerName};
 use varve_sys::task::{Cancel, Cancelled, Progress, Unit};
-use varve_sys::{Dir, SysError, durable};
+use varve_sys::{Dir, SysError, durable, faults};
 
 pub use crate::fold::{Counts, FoldError, Layer, copy, fold};
 use crate::stage::{Part, StageError, begin, or_discard, write_layer_record};
@@ -218,7 +218,7 @@ fn build(
         Level::Full => Contents::Everything,
     };
     let report = verify(stack, manifest, contents, progress, cancel)?;
-    match report.is_clean() {
+    match report.is_clean() || faults::out("check.merged") {
         true => Ok((counts, Some(report))),
         false => Err(MergeError::Differs { report: Box::new(report) }),
     }

@@ -24,7 +24,7 @@ use varve_format::manifest::Manifest;
 use varve_format::release::Kernel;
 use varve_format::{ContentDigest, DeploymentName, LayerName, TreePath};
 use varve_sys::task::{Cancel, Cancelled, Progress};
-use varve_sys::{Dir, SysError, durable};
+use varve_sys::{Dir, SysError, durable, faults};
 
 use crate::layout::{Source, StagePlan};
 use crate::state::{self, StateError};
@@ -239,7 +239,7 @@ impl<'a> Staged<'a> {
         };
         let layers = self.layers()?;
         let report = verify::verify(layers, self.manifest, contents, progress, cancel)?;
-        if !report.is_clean() {
+        if !report.is_clean() && !faults::out("check.staged") {
             self.abandon()?;
             return Err(StageError::Differs { report: Box::new(report) });
         }

@@ -1,19 +1,21 @@
 //! Safety steps that a test can take out: the proof that the power-cut rig would notice.
 //!
-//! Every sync and atomic rename in [`crate::durable`] asks `out` first. In a normal
-//! build the answer is a constant `false` and nothing of this is in the program. With the
-//! feature `faults`, which only the rig turns on, each step is known by what it does and
-//! by the line of code that asked for it:
+//! Every sync and atomic rename in [`crate::durable`] asks `out` first, and so does every
+//! check of a digest that what a cut left must pass (`check.*`, in `fetch` and `rootfs`).
+//! In a normal build the answer is a constant `false` and nothing of this is in the program.
+//! With the feature `faults`, which only the rig turns on, each step is known by what it does
+//! and by the line of code that asked for it:
 //!
 //! ```text
 //! replace_file.fsync @ crates/agent/src/history.rs:41
 //! ```
 //!
 //! The rig runs a scenario once with `watch` to learn which steps it passes, then once
-//! for each of them with the step taken out by `take_out`.
+//! for each of them with the step taken out by `take_out`: a sync while the scenario is
+//! recorded, a check while the device recovers.
 
 #[cfg(feature = "faults")]
-pub use on::{passed, take_out, watch};
+pub use on::{out, passed, take_out, watch};
 
 #[cfg(feature = "faults")]
 mod on {
@@ -41,8 +43,9 @@ mod on {
         PASSED.lock().expect("nothing panics").take().unwrap_or_default()
     }
 
+    /// Whether a test has taken this step out.
     #[track_caller]
-    pub(crate) fn out(step: &'static str) -> bool {
+    pub fn out(step: &'static str) -> bool {
         let place = Location::caller();
         let full = || format!("{step} @ {}:{}", place.file(), place.line());
         if let Some(passed) = &mut *PASSED.lock().expect("nothing panics") {
@@ -53,12 +56,9 @@ mod on {
     }
 }
 
-#[cfg(feature = "faults")]
-pub(crate) use on::out;
-
 /// Whether a test has taken this step out.
 #[cfg(not(feature = "faults"))]
 #[inline(always)]
-pub(crate) const fn out(_step: &'static str) -> bool {
+pub const fn out(_step: &'static str) -> bool {
     false
 }

@@ -64,6 +64,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "varve-boot",
             "varve-agent",
             "varve-early",
+            "varve-testkit",
         ],
     ),
     (
