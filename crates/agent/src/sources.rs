@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use varve_fetch::{
     DirTransport, HttpOptions, HttpTransport, Listener, Patience, Proxies, Sources, Transport,
+    Workers,
 };
 
 use crate::config::Source;
@@ -19,6 +20,8 @@ pub struct Link {
     pub proxies: Proxies,
     /// Hears of pauses and of sources that are left.
     pub listener: Option<Listener>,
+    /// Who decodes what comes.
+    pub workers: Workers,
 }
 
 /// Why there is no source.
@@ -72,7 +75,7 @@ pub fn open(device: &Device, patience: &Patience) -> Result<Sources, SourcesErro
     }
     let mut patience = patience.clone();
     patience.attempts = network.attempts.unwrap_or(patience.attempts);
-    let mut sources = Sources::new(transports, patience);
+    let mut sources = Sources::new(transports, patience).decoded_by(link.workers.clone());
     if let Some(rate) = network.rate_limit {
         sources = sources.limited_to(rate.0);
     }

@@ -14,24 +14,24 @@
 //!
 //! Called by the update manager.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use varve_delta::{Applied, ApplyError, Contents, Delta, Limits, Sink, Streams};
 use varve_format::delta::{DeltaList, DeltaRef, GRAIN, MAX_LIST};
-use varve_format::{ContentDigest, ReleaseDigest, Sha256Digest};
+use varve_format::{ContentDigest, ReleaseDigest, Sha256Digest, verity};
 use varve_sys::task::{Cancel, Progress, Unit};
-use varve_sys::{Dir, NewFile, SysError, durable};
+use varve_sys::{Dir, NewFile, SysError, durable, faults};
 
 use crate::contents::store::{self, Here, Store};
 use crate::contents::{BATCH_BYTES, BATCH_TIME, ContentsError};
 use crate::metadata::{DocumentError, ReleaseRef, Verified, bound};
 use crate::sources::{FileReader, Sources};
 use crate::transport::TransportError;
+use crate::worker::WorkerError;
+use crate::worker::decoder::{self, Decoder, Leavings, Opened};
 
 pub use varve_delta::{Left, Offer};
 
@@ -44,9 +44,9 @@ pub enum DeltaError {
     /// It could not be fetched, or not be kept.
     #[error(transparent)]
     Contents(#[from] ContentsError),
-    /// Its bytes are right, and it does not do what it should.
+    /// Its bytes are right, and it does not do what it should, or ends the worker.
     #[error(transparent)]
-    Apply(#[from] ApplyError),
+    Worker(#[from] WorkerError),
     /// It is not the delta that the list describes.
     #[error("the delta {id} is not the one that its list describes")]
     Other {
@@ -124,13 +124,17 @@ impl DeltaFile {
             let mut bytes = vec![0; (range.end - range.start) as usize];
             file.read_exact_at(&mut bytes, range.start).is_ok().then_some(bytes)
         };
-        let table = read(0..delta.table()).filter(|table| Sha256Digest::of(table) == delta.id);
+        let is_table =
+            |table: &[u8]| faults::out("check.grain_table") || Sha256Digest::of(table) == delta.id;
+        let table = read(0..delta.table()).filter(|table| is_table(table));
         let Some(table) = table else { return Ok(this) };
         this.table = table;
         for grain in 0..this.here.len() {
             let range = this.grain(grain);
             if range.end <= stat.size {
-                let right = |bytes: Vec<u8>| Sha256Digest::of(&bytes).0 == *this.digest(grain);
+                let right = |bytes: Vec<u8>| {
+                    faults::out("check.grain") || Sha256Digest::of(&bytes).0 == *this.digest(grain)
+                };
                 this.here[grain] = read(range).is_some_and(right);
             } else if range.start < stat.size {
                 this.part = Some((grain, stat.size - range.start));
@@ -256,7 +260,9 @@ impl DeltaFile {
                 file.write_all(&bytes[before..])?;
                 progress.advance((bytes.len() - before) as u64);
             }
-            while Sha256Digest::of(&bytes).0 != *self.digest(grain) {
+            while !faults::out("check.grain_fetched")
+                && Sha256Digest::of(&bytes).0 != *self.digest(grain)
+            {
                 // Of a grain in two parts the first may have rotted: once more as a whole,
                 // and if that is wrong too, from another source.
                 bytes.clear();
@@ -295,56 +301,84 @@ impl DeltaFile {
     }
 }
 
-impl Streams for DeltaFile {
-    fn read(&self, range: Range<u64>) -> io::Result<Option<Vec<u8>>> {
-        if range.end > self.delta.size
+impl DeltaFile {
+    /// These bytes of the delta, if they are here.
+    fn read(&self, range: Range<u64>) -> Option<Vec<u8>> {
+        if range.start > range.end
+            || range.end > self.delta.size
             || !self.missing_grains(std::slice::from_ref(&range)).is_empty()
         {
-            return Ok(None);
+            return None;
         }
         let table = self.delta.table();
-        Ok(self.bytes(table + range.start..table + range.end))
+        self.bytes(table + range.start..table + range.end)
     }
 }
 
-/// A delta whose head is here, read against the release it starts from.
+/// A delta whose head is here, read by a worker against the release it starts from.
 pub struct OpenDelta {
     file: DeltaFile,
-    delta: Delta,
+    opened: Opened,
+    memory: u64,
+    decoder: Decoder,
+}
+
+/// What is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening<'a> {
+    /// The delta.
+    pub delta: &'a DeltaRef,
+    /// The release that it leads to.
+    pub to: ReleaseDigest,
+    /// The text of the manifest of the release that it starts from.
+    pub old_manifest: &'a [u8],
+    /// Bytes of memory that the making of its contents may take.
+    pub memory: u64,
 }
 
 /// Gives old contents, from wherever the device has them.
 pub type Old<'a> = &'a (dyn Fn(&ContentDigest) -> io::Result<Option<Vec<u8>>> + Sync);
 
 impl OpenDelta {
-    /// Fetches a delta's head and reads it against the manifest of the release it starts
-    /// from.
+    /// Fetches a delta's head and has it read against the manifest of the release it
+    /// starts from.
     pub fn open(
         incoming: &Dir,
-        delta: &DeltaRef,
-        to: ReleaseDigest,
-        old_manifest: &[u8],
+        wanted: Opening<'_>,
         sources: &Sources,
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<Self, DeltaError> {
+        let Opening { delta, to, old_manifest, memory } = wanted;
         let mut file = DeltaFile::open(incoming, delta)?;
         let head = 0..delta.head;
         file.fetch(std::slice::from_ref(&head), sources, progress, cancel)?;
         let other = || DeltaError::Other { id: delta.id };
-        let bytes = Streams::read(&file, head).ok().flatten().ok_or_else(other)?;
-        let opened = Delta::open(&bytes, old_manifest)?;
-        let groups = opened.groups().map(|group| group.stream.end - group.stream.start);
+        let bytes = file.read(head).ok_or_else(other)?;
+        let decoder = sources.decoder(memory)?;
+        let opened = decoder.open(&bytes, old_manifest)?;
+        // The groups' streams stand behind the head, one behind the other.
+        let mut at = delta.head;
+        let mut stands = |(group, size): (&Offer, u64)| {
+            let start = at;
+            at = start.saturating_add(size);
+            group.stream == (start..at)
+        };
         let stated = delta.groups.iter().map(|group| group.size);
-        if opened.length() != delta.size || opened.to() != to || !groups.eq(stated) {
+        if opened.length != delta.size
+            || opened.to != to
+            || Sha256Digest::of(&opened.manifest).0 != to.0
+            || opened.groups.len() != delta.groups.len()
+            || !opened.groups.iter().zip(stated).all(&mut stands)
+        {
             return Err(other());
         }
-        Ok(Self { file, delta: opened })
+        Ok(Self { file, opened, memory, decoder })
     }
 
     /// The new manifest's text.
     pub fn manifest(&self) -> &[u8] {
-        self.delta.manifest()
+        &self.opened.manifest
     }
 
     /// Length of the whole file, in bytes.
@@ -353,18 +387,18 @@ impl OpenDelta {
     }
 
     /// The groups, in the order of the delta.
-    pub fn groups(&self) -> Vec<Offer> {
-        self.delta.groups().collect()
+    pub fn groups(&self) -> &[Offer] {
+        &self.opened.groups
     }
 
     /// What these groups are made of.
     pub fn needs(&self, groups: &[usize]) -> HashSet<ContentDigest> {
-        self.delta.needs(groups)
+        let needs = groups.iter().filter_map(|&group| self.opened.needs.get(group));
+        needs.flatten().copied().collect()
     }
 
     fn streams(&self, groups: &[usize]) -> Vec<Range<u64>> {
-        let all: Vec<_> = self.delta.groups().map(|group| group.stream).collect();
-        groups.iter().filter_map(|&at| all.get(at).cloned()).collect()
+        groups.iter().filter_map(|&at| Some(self.opened.groups.get(at)?.stream.clone())).collect()
     }
 
     /// Bytes to fetch for these groups, and in how many requests.
@@ -389,34 +423,32 @@ impl OpenDelta {
     /// `incoming/`. What is not made is told, and is to be had another way.
     pub fn apply(
         &self,
-        wanted: HashSet<ContentDigest>,
+        mut wanted: HashSet<ContentDigest>,
         old: Old<'_>,
-        memory: u64,
         progress: &dyn Progress,
         cancel: &Cancel,
-    ) -> Result<Applied, DeltaError> {
+    ) -> Result<Leavings, DeltaError> {
         let incoming = &self.file.incoming;
         let here = Here::scan(incoming)?.complete;
-        let sizes = self.delta.groups().flat_map(|group| group.contents);
-        let total =
-            sizes.filter(|c| wanted.contains(&c.0) && !here.contains(&c.0)).map(|c| c.1).sum();
-        let maker = Maker {
-            incoming,
-            store: Mutex::new(Store::new(incoming)),
-            has: Mutex::new(here),
-            failed: Mutex::new(None),
-            wanted,
+        wanted.retain(|digest| !here.contains(digest));
+        let offered = self.opened.groups.iter().flat_map(|group| &group.contents);
+        let sizes: HashMap<_, _> =
+            offered.copied().filter(|(digest, _)| wanted.contains(digest)).collect();
+        progress.begin("applying a delta", Unit::Bytes, Some(sizes.values().sum()));
+        let most = sizes.values().copied().max().unwrap_or(0);
+        let mut maker = Maker {
+            file: &self.file,
+            store: Store::new(incoming),
+            failed: None,
+            sizes,
             old,
             progress,
             cancel,
         };
-        progress.begin("applying a delta", Unit::Bytes, Some(total));
-        let limits = Limits { memory, threads: 2 };
-        let result = self.delta.apply(&self.file, &maker, &maker, limits);
+        let result = self.decoder.apply(self.memory, &wanted, most, &mut maker);
         progress.end();
-        let store = maker.store.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let closed = store.close();
-        if let Some(error) = maker.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        let closed = maker.store.close();
+        if let Some(error) = maker.failed {
             return Err(error.into());
         }
         closed?;
@@ -424,23 +456,23 @@ impl OpenDelta {
     }
 }
 
-/// Reads what contents are made of, and keeps what is made.
+/// Reads what contents are made of, and keeps what is made, once it is verified.
 struct Maker<'a> {
-    incoming: &'a Dir,
-    store: Mutex<Store<'a>>,
-    has: Mutex<HashSet<ContentDigest>>,
-    failed: Mutex<Option<ContentsError>>,
-    wanted: HashSet<ContentDigest>,
+    file: &'a DeltaFile,
+    store: Store<'a>,
+    failed: Option<ContentsError>,
+    /// What is to be made, with its length.
+    sizes: HashMap<ContentDigest, u64>,
     old: Old<'a>,
     progress: &'a dyn Progress,
     cancel: &'a Cancel,
 }
 
-impl Contents for Maker<'_> {
-    fn read(&self, digest: &ContentDigest) -> io::Result<Option<Vec<u8>>> {
+impl decoder::Maker for Maker<'_> {
+    fn content(&mut self, digest: &ContentDigest) -> io::Result<Option<Vec<u8>>> {
         // What was made now may not have its name yet.
         for name in [digest.to_hex(), store::new_name(digest)] {
-            match self.incoming.read_opt(&name, u64::MAX >> 1) {
+            match self.file.incoming.read_opt(&name, u64::MAX >> 1) {
                 Ok(Some(bytes)) => return Ok(Some(bytes)),
                 Ok(None) => {}
                 Err(error) => return Err(io::Error::other(error)),
@@ -448,28 +480,28 @@ impl Contents for Maker<'_> {
         }
         (self.old)(digest)
     }
-}
 
-impl Sink for Maker<'_> {
-    fn put(&self, digest: &ContentDigest, bytes: &[u8]) -> io::Result<()> {
-        let kept = match self.cancel.is_cancelled() {
-            true => Err(ContentsError::Cancelled),
-            false => {
-                let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-                store.whole(*digest, bytes).map_err(ContentsError::Store)
-            }
-        };
-        if let Err(error) = kept {
-            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-            return Err(io::Error::other("it could not be kept"));
-        }
-        self.has.lock().unwrap_or_else(PoisonError::into_inner).insert(*digest);
-        self.progress.advance(bytes.len() as u64);
-        Ok(())
+    fn stream(&mut self, range: Range<u64>) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.file.read(range))
     }
 
-    fn has(&self, digest: &ContentDigest) -> bool {
-        !self.wanted.contains(digest)
-            || self.has.lock().unwrap_or_else(PoisonError::into_inner).contains(digest)
+    fn made(&mut self, digest: &ContentDigest, bytes: &[u8]) -> io::Result<()> {
+        if self.failed.is_some() {
+            return Err(io::Error::other("what came before could not be kept"));
+        }
+        let asked = self.sizes.get(digest) == Some(&(bytes.len() as u64));
+        if !asked || verity::content_digest(bytes) != *digest {
+            return Err(io::Error::other("it is not what was asked for"));
+        }
+        let kept = match self.cancel.is_cancelled() {
+            true => Err(ContentsError::Cancelled),
+            false => self.store.whole(*digest, bytes).map_err(ContentsError::Store),
+        };
+        if let Err(error) = kept {
+            self.failed = Some(error);
+            return Err(io::Error::other("it could not be kept"));
+        }
+        self.progress.advance(bytes.len() as u64);
+        Ok(())
     }
 }

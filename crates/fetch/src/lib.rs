@@ -18,6 +18,7 @@
 //! | [`contents`] | contents out of packs into `incoming/` |
 //! | [`layer_file`] | a layer that somebody gave: signed, and a source to fetch from |
 //! | [`deltas`] | deltas: fetched in grains, applied into `incoming/` |
+//! | [`worker`] | where hostile bytes are decoded: processes without rights |
 //!
 //! Called by the update manager. Nothing here prints, exits or reads the environment.
 
@@ -30,8 +31,10 @@ pub mod metadata;
 pub mod sources;
 pub mod transport;
 pub mod trust;
+pub mod worker;
 
 pub use metadata::{Metadata, ReleaseRef, Verified, manifest, pack_index};
 pub use sources::{FetchError, Listener, Notice, Patience, Sources, Traffic};
 pub use transport::{DirTransport, HttpOptions, HttpTransport, Proxies, Transport, TransportError};
 pub use trust::{Refusal, Trust, TrustError};
+pub use worker::{WorkerError, Workers};

@@ -12,7 +12,6 @@
 //! Each document's length and digest are known before it is asked for; what does not
 //! match is asked from the next source, and never used.
 
-use std::io::Read;
 use std::ops::Deref;
 
 use jiff::Timestamp;
@@ -27,9 +26,6 @@ use varve_sys::task::Cancel;
 
 use crate::sources::{FetchError, Sources};
 use crate::trust::TrustError;
-
-/// The largest window that a stored manifest may ask the decoder to keep: 16 MiB.
-const MAX_WINDOW_LOG: u32 = 24;
 
 /// A value whose bytes were checked against signed metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -240,13 +236,8 @@ pub fn manifest(
     bound(&path, text_size, MAX_TEXT)?;
     let stored = sources.fetch_exact(&path, size, sha256, cancel)?;
     let refuse = |reason: String| DocumentError::Stored { path: path.clone(), reason };
-    let mut decoder = zstd::Decoder::new(&stored[..]).map_err(|error| refuse(error.to_string()))?;
-    decoder.window_log_max(MAX_WINDOW_LOG).map_err(|error| refuse(error.to_string()))?;
-    let mut text = Vec::new();
-    decoder
-        .take(text_size + 1)
-        .read_to_end(&mut text)
-        .map_err(|error| refuse(error.to_string()))?;
+    let text = sources.decoder(text_size).and_then(|decoder| decoder.text(&stored, text_size));
+    let text = text.map_err(|error| refuse(varve_sys::whole_message(&error)))?;
     if text.len() as u64 != text_size {
         let what = if text.len() as u64 > text_size { "more" } else { "fewer" };
         return Err(refuse(format!("it decodes to {what} than {text_size} bytes")));

@@ -34,6 +34,8 @@ use varve_sys::Dir;
 use varve_sys::task::Cancel;
 
 use crate::transport::{Transport, TransportError};
+use crate::worker::decoder::Decoder;
+use crate::worker::{WorkerError, Workers};
 use kept::Kept;
 pub use notice::{Listener, Notice};
 use pace::Pace;
@@ -152,6 +154,8 @@ pub struct Sources {
     listener: Option<Listener>,
     /// The most bytes that may be moved.
     budget: Option<u64>,
+    /// Where what comes is decoded.
+    workers: Workers,
 }
 
 #[derive(Default)]
@@ -172,7 +176,23 @@ impl Sources {
             kept: None,
             listener: None,
             budget: None,
+            workers: Workers::default(),
         }
+    }
+
+    /// The same sources; what comes of them is decoded by these workers.
+    pub fn decoded_by(mut self, workers: Workers) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// A worker for what takes so many bytes of memory to decode.
+    pub(crate) fn decoder(&self, memory: u64) -> Result<Decoder, WorkerError> {
+        let decoder = Decoder::start(&self.workers, memory)?;
+        if let (Some(listener), false) = (&self.listener, decoder.lacks().is_empty()) {
+            listener.hear(&Notice::Kernel { lacks: decoder.lacks() });
+        }
+        Ok(decoder)
     }
 
     /// The same sources, at most so many bytes a second over all of them.
@@ -234,6 +254,7 @@ impl Sources {
             kept: None,
             listener: self.listener.clone(),
             budget: self.budget,
+            workers: self.workers.clone(),
         })
     }
 

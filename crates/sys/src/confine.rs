@@ -174,8 +174,9 @@ fn wait_for(child: libc::pid_t) -> i32 {
     }
 }
 
-/// Whoever waits for a pipe's end must not wait for these two.
-fn close_all() {
+/// Closes all but the three standard descriptors. Whoever waits for a pipe's end must not
+/// wait for the two processes here.
+pub(crate) fn close_all() {
     // SAFETY: closing touches no memory; nothing here uses a descriptor from now on.
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
 }

@@ -8,6 +8,7 @@
 //!  '-- trace ----- every change as an event, for the crash tests
 //! mount, mountinfo, keys, console, cmdline -- what the boot stage needs
 //! confine -- a command in a root and namespaces of its own
+//! sandbox -- a process that gives up what it does not need
 //! lock, space, task, uptime -- one writer, room, progress and cancelling
 //! ```
 
@@ -26,6 +27,8 @@ mod meta;
 pub mod mount;
 pub mod mountinfo;
 pub mod priority;
+#[cfg(feature = "sandbox")]
+pub mod sandbox;
 pub mod space;
 pub mod task;
 pub mod trace;

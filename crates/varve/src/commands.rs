@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use varve_agent::sources::Link;
 use varve_agent::upgrade::Context;
 use varve_agent::{Device, Places};
-use varve_fetch::{Listener, Notice, Patience, Proxies};
+use varve_fetch::{Listener, Notice, Patience, Proxies, Workers};
 use varve_format::proven::Moment;
 use varve_sys::task::{Cancel, Progress, Silent};
 use varve_sys::uptime;
@@ -133,7 +133,9 @@ fn link(progress: &Arc<dyn Progress>, verbose: bool) -> Link {
             progress.note(&notice.to_string());
         }
     });
-    Link { proxies, listener: Some(listener) }
+    // By this name it is found also when an update has replaced the file.
+    let workers = Workers::of_program("/proc/self/exe");
+    Link { proxies, listener: Some(listener), workers }
 }
 
 fn completions(shell: clap_complete::Shell) -> Answer {

@@ -13,8 +13,16 @@ mod show;
 use std::process::ExitCode;
 
 use clap::Parser;
+use varve_fetch::worker;
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == worker::ARGUMENT) {
+        return match worker::serve(arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     let cli = cli::Cli::parse();
     let cancel = interrupt::listen();
     let form = cli.form();

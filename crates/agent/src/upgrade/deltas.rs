@@ -6,7 +6,7 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use varve_fetch::deltas::{self, DeltaError, OpenDelta};
+use varve_fetch::deltas::{self, DeltaError, OpenDelta, Opening};
 use varve_fetch::{Metadata, ReleaseRef, Sources};
 use varve_format::manifest::Manifest;
 use varve_format::release::ReleaseRecord;
@@ -33,7 +33,6 @@ const MOST_MEMORY: u64 = 256 << 20;
 /// Deltas that are used, opened.
 pub(super) struct Chain {
     steps: Vec<(OpenDelta, Vec<usize>)>,
-    memory: u64,
     /// Milliseconds of processor time, as the publisher measured.
     pub(super) cpu: u64,
     /// The most memory that a group of it takes.
@@ -147,7 +146,6 @@ impl Look<'_> {
         let mut manifest = device.store.manifest(base.name()).map_err(|_| other())?.to_text();
         let mut chain = Chain {
             steps: Vec::new(),
-            memory,
             cpu: way.cpu,
             peak: 0,
             from: base.record.release.as_ref().map_or_else(String::new, |r| r.name.to_string()),
@@ -155,15 +153,10 @@ impl Look<'_> {
         };
         let incoming = device.store.incoming();
         for step in &way.steps {
-            let opened = OpenDelta::open(
-                incoming,
-                &step.delta,
-                step.to,
-                &manifest,
-                sources,
-                context.progress,
-                context.cancel,
-            )?;
+            let wanted =
+                Opening { delta: &step.delta, to: step.to, old_manifest: &manifest, memory };
+            let (progress, cancel) = (context.progress, context.cancel);
+            let opened = OpenDelta::open(incoming, wanted, sources, progress, cancel)?;
             manifest = opened.manifest().to_vec();
             let memory = |&group: &usize| step.delta.groups[group].memory;
             chain.peak = chain.peak.max(step.groups.iter().map(memory).max().unwrap_or(0));
@@ -301,15 +294,14 @@ impl Chain {
             // What is here need not be made.
             wanted.retain(|digest| !old.has(digest));
             let (progress, cancel) = (context.progress, context.cancel);
-            match delta.apply(wanted, &read, self.memory, progress, cancel) {
-                Ok(applied) => {
+            match delta.apply(wanted, &read, progress, cancel) {
+                Ok(left) => {
                     let offers = delta.groups();
                     let asked: HashSet<ContentDigest> = groups
                         .iter()
                         .flat_map(|&group| offers[group].contents.iter().map(|c| c.0))
                         .collect();
-                    let left: Vec<_> =
-                        applied.left.iter().filter(|left| asked.contains(&left.0)).collect();
+                    let left: Vec<_> = left.iter().filter(|left| asked.contains(&left.0)).collect();
                     if let Some((digest, _, why)) = left.first() {
                         let count = left.len();
                         problems.push(format!(

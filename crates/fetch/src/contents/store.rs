@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use varve_format::pack::MAX_FRAME;
 use varve_format::verity::ContentHasher;
 use varve_format::{ContentDigest, Sha256Digest};
-use varve_sys::{Dir, NewFile, SysError, durable};
+use varve_sys::{Dir, NewFile, SysError, durable, faults};
 
 /// The most bytes that wait for a sync.
 pub const BATCH_BYTES: u64 = 4 << 20;
@@ -110,7 +110,7 @@ impl Here {
 fn is_content(dir: &Dir, name: &str, digest: ContentDigest) -> bool {
     let mut hasher = ContentHasher::new();
     let read = each_block(dir, name, 0, u64::MAX, |bytes| hasher.update(bytes));
-    read.is_some() && hasher.finish() == digest
+    read.is_some() && (faults::out("check.adopted") || hasher.finish() == digest)
 }
 
 /// Reads from `start` up to `end` or the end of the file; gives the position reached.
@@ -178,7 +178,9 @@ impl Reached {
         }
         let mut hasher = Sha256::new();
         let end = each_block(dir, &part_name(&digest, from), from, to, |b| hasher.update(b))?;
-        (end == to && Sha256Digest(hasher.finalize().into()) == sha256).then_some((digest, to))
+        let right =
+            faults::out("check.reached") || Sha256Digest(hasher.finalize().into()) == sha256;
+        (end == to && right).then_some((digest, to))
     }
 }
 

@@ -19,7 +19,7 @@ use std::io::Read;
 use std::sync::{Mutex, PoisonError};
 
 use varve_format::Sha256Digest;
-use varve_sys::{Dir, NewFile, durable};
+use varve_sys::{Dir, NewFile, durable, faults};
 
 /// How many ranges are kept.
 const SLOTS: usize = crate::contents::ON_THE_WAY;
@@ -71,7 +71,7 @@ impl Kept {
             return None;
         }
         let bytes = self.dir.read_opt(document_name(digest), size).ok()??;
-        (Sha256Digest::of(&bytes) == *digest).then_some(bytes)
+        (faults::out("check.document") || Sha256Digest::of(&bytes) == *digest).then_some(bytes)
     }
 
     /// Keeps a document, verified.

@@ -30,6 +30,11 @@ pub enum Notice<'a> {
         /// The next one.
         next: &'a str,
     },
+    /// What comes is decoded with fewer walls around it than there could be.
+    Kernel {
+        /// What this kernel does not have.
+        lacks: &'a [String],
+    },
 }
 
 impl fmt::Display for Notice<'_> {
@@ -43,6 +48,11 @@ impl fmt::Display for Notice<'_> {
             Self::Leaving { source, error, next } => {
                 write!(f, "{source}: {error}; going on with {next}")
             }
+            Self::Kernel { lacks } => write!(
+                f,
+                "this kernel has no {}: what is fetched is decoded with less protection",
+                lacks.join(", no ")
+            ),
         }
     }
 }
@@ -54,6 +64,8 @@ impl Notice<'_> {
         match self {
             Self::Waiting { pause, .. } => *pause >= Duration::from_secs(1),
             Self::Leaving { .. } => true,
+            // It is so every time, and nothing comes of it by itself.
+            Self::Kernel { .. } => false,
         }
     }
 }
