@@ -11,7 +11,8 @@ use varve_format::deployment::RootMode;
 use varve_format::probe::{AskedBy, Probe};
 use varve_format::selection::Selection;
 use varve_format::{DeploymentName, LayerName};
-use varve_rootfs::mount::{Care, Options, Top, execute, plan};
+use varve_rootfs::assemble::{Care, execute};
+use varve_rootfs::mount::{Options, Top, plan};
 use varve_rootfs::{Deployment, Store, StoreError};
 use varve_sys::mount::{Access, MountError, Reach, bind_detached, make_writable, unmount_lazily};
 use varve_sys::{Dir, SysError, durable, whole_message};
@@ -80,12 +81,11 @@ pub fn run(
     if !has_varve.is_some_and(|stat| stat.is_dir()) {
         return Ok(Outcome::NoVarve);
     }
-    let mut warnings = Vec::new();
     let mut clock = Clock { last: begun, phases: Vec::new() };
     let places = Places::make(run).map_err(StageError::Run)?;
-    let physical_root = keep_physical(&at_target, &places.physical, &mut warnings)?;
+    let physical_root = keep_physical(&at_target, &places.physical)?;
     clock.done("physical");
-    let seen = Seen { physical_root, begun, warnings, clock };
+    let seen = Seen { physical_root, begun, clock };
     let booted = boot_from(seen, &places, target, machine);
     if booted.is_err() {
         // So that it can be run again by hand, and the plain root is all there is.
@@ -98,8 +98,58 @@ pub fn run(
 struct Seen {
     physical_root: Dir,
     begun: Instant,
-    warnings: Vec<String>,
     clock: Clock,
+}
+
+/// What `/varve` says.
+struct Records {
+    store: Store,
+    selection: Result<Selection, Unusable>,
+    deployments: Vec<Deployment>,
+    asked: Asked,
+    warnings: Vec<String>,
+}
+
+impl Records {
+    fn read(physical_root: &Dir) -> Result<Records, StoreError> {
+        let mut warnings = Vec::new();
+        let store = Store::open(physical_root)?;
+        let selection = look::selection(&store);
+        let deployments = look::deployments(&store, &mut warnings);
+        let asked = Asked::read(&store, &mut warnings);
+        Ok(Records { store, selection, deployments, asked, warnings })
+    }
+
+    /// Reads while the file system is made writable: one waits for the journal, the other
+    /// for inodes. A disk that cannot be written is a warning: the system boots, and forgets.
+    fn read_meanwhile(physical_root: &Dir, place: &Path) -> Result<Records, StoreError> {
+        let make_writable = || make_writable(rustix::fs::CWD, place);
+        let (records, writable) = std::thread::scope(|scope| {
+            match std::thread::Builder::new().spawn_scoped(scope, make_writable) {
+                Ok(thread) => {
+                    let records = Records::read(physical_root);
+                    let writable = thread.join();
+                    (records, writable.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                }
+                // No room for a thread: one after the other.
+                Err(_) => {
+                    let writable = make_writable();
+                    (Records::read(physical_root), writable)
+                }
+            }
+        });
+        let mut records = match records {
+            // A directory of ours is missing, and could not be made yet.
+            Err(StoreError::Sys(error)) if error.is_read_only() && writable.is_ok() => {
+                Records::read(physical_root)?
+            }
+            other => other?,
+        };
+        if let Err(error) = writable {
+            records.warnings.insert(0, whole_message(&error));
+        }
+        Ok(records)
+    }
 }
 
 fn boot_from(
@@ -108,13 +158,12 @@ fn boot_from(
     target: &Path,
     machine: &Machine,
 ) -> Result<Outcome, StageError> {
-    let Seen { physical_root, begun, mut warnings, mut clock } = seen;
-    let store = Store::open(&physical_root).map_err(StageError::Store)?;
-    let selection = look::selection(&store);
-    let deployments = look::deployments(&store, &mut warnings);
+    let Seen { physical_root, begun, mut clock } = seen;
+    let records = Records::read_meanwhile(&physical_root, &places.physical);
+    let Records { store, selection, deployments, mut asked, mut warnings } =
+        records.map_err(StageError::Store)?;
     let (wishes, bad) = Wishes::read(|key| machine.command_line.value(key));
     warnings.extend(bad);
-    let mut asked = Asked::read(&store, &mut warnings);
     clock.done("records");
     let keys = machine.keys(&mut warnings);
     if keys.pressed {
@@ -201,22 +250,12 @@ impl Places {
     }
 }
 
-/// Clones the mount of the physical root to the place where the booted system finds it,
-/// and makes it writable: an initramfs mounts it read-only. A disk that cannot be
-/// written is a warning: the system boots, and forgets.
-fn keep_physical(
-    at_target: &Dir,
-    place: &Path,
-    warnings: &mut Vec<String>,
-) -> Result<Dir, StageError> {
+/// Clones the mount of the physical root to the place where the booted system finds it.
+fn keep_physical(at_target: &Dir, place: &Path) -> Result<Dir, StageError> {
     bind_detached(at_target.fd(), Path::new(""), Access::ReadWrite, Reach::Alone)
         .and_then(|physical| physical.attach(rustix::fs::CWD, place))
         .map_err(StageError::Physical)?;
-    let physical_root = Dir::open(place).map_err(StageError::Run)?;
-    if let Err(error) = make_writable(rustix::fs::CWD, place) {
-        warnings.push(whole_message(&error));
-    }
-    Ok(physical_root)
+    Dir::open(place).map_err(StageError::Run)
 }
 
 struct Stage<'a> {

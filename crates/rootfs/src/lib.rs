@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod assemble;
 pub mod collect;
 pub mod compose;
 pub mod content;

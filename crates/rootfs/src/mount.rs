@@ -13,9 +13,8 @@
 //! here by overlayfs's own rules (whiteouts, opaque directories, a file over a
 //! directory), because the kernel is given the sub-directories alone.
 //!
-//! [`plan`] reads and changes nothing, so a plan can be printed and compared.
-//! [`execute`] mounts beneath one target and, if anything fails, takes it away again.
-//! Callers: the boot stage; the tests, for which the kernel's mount is the judge of
+//! [`plan`] reads and changes nothing, so a plan can be printed and compared; `assemble`
+//! carries it out. Callers: the boot stage; the tests, for which the kernel's mount is the judge of
 //! what a merge must give.
 
 use std::fmt;
@@ -23,16 +22,13 @@ use std::path::{Path, PathBuf};
 
 use varve_format::deployment::{DeploymentRecord, ROOT_SLUG, RootMode, Stack, StateDir, StateMode};
 use varve_format::{LayerName, TreePath};
-use varve_sys::mount::{
-    self, Access, MountError, Overlay, Reach, Upper, bind_detached, overlay_detached,
-    tmpfs_detached,
-};
-use varve_sys::{Attributes, Dir, FileType, SysError, durable, whole_message};
+use varve_sys::mount::{self, Access, MountError, Overlay, Reach, bind_detached, overlay_detached};
+use varve_sys::{Dir, FileType, SysError};
 
 use crate::store::{LAYER_TREE, Store};
 
 /// The names that `/proc/mounts` shows for a root, and for its state paths.
-const SOURCE: &str = "varve";
+pub(crate) const SOURCE: &str = "varve";
 
 /// What to mount, in this order. Paths are relative to `/varve`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -365,219 +361,6 @@ fn opaque(dir: &Dir) -> Result<Option<&'static str>, SysError> {
     // "x" only says that there are whiteouts in the form of attributes.
     let opaque = dir.xattr(".", b"trusted.overlay.opaque")?.as_deref() == Some(b"y");
     Ok(opaque.then_some("a layer replaces what was there"))
-}
-
-/// What came of a plan.
-#[derive(Debug, Default)]
-pub struct Executed {
-    /// Overlay options that this kernel does not know.
-    pub refused_options: Vec<String>,
-    /// Missing parts, and what was done instead: for people. Never more than empty
-    /// unless [`Care::Lenient`].
-    pub compromises: Vec<String>,
-}
-
-/// What to do when a mount fails.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Care {
-    /// Take all of it away again and say why.
-    Strict,
-    /// Changes that cannot go to the disk go to memory; a state path that cannot be
-    /// mounted is left as the release has it. Only the root itself must work.
-    Lenient,
-}
-
-/// Mounts a plan at `target`, over what is there. `memory` is an empty directory for the
-/// tmpfs of changes that are not kept.
-pub fn execute(
-    store: &Store,
-    plan: &MountPlan,
-    target: &Path,
-    memory: &Path,
-    care: Care,
-) -> Result<Executed, AssembleError> {
-    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
-    let (target, memory) = (absolute(target), absolute(memory));
-    mount::in_directory(store.dir().fd(), || execute_here(store, plan, &target, &memory, care))
-}
-
-/// The same in a thread that is at the store already.
-fn execute_here(
-    store: &Store,
-    plan: &MountPlan,
-    target: &Path,
-    memory: &Path,
-    care: Care,
-) -> Result<Executed, AssembleError> {
-    let executed = Executed::default();
-    let mut work = Work { store, target, memory, memory_is_mounted: false, executed };
-    for (index, step) in plan.steps.iter().enumerate() {
-        let done = match work.step(step) {
-            Err(error) if care == Care::Lenient => {
-                work.compromise(&error);
-                work.step_in_memory(step).or_else(|error| {
-                    work.compromise(&error);
-                    if step.target.is_root() { Err(error) } else { Ok(()) }
-                })
-            }
-            other => other,
-        };
-        if let Err(error) = done {
-            // Each takes all below along. They cannot fail but for what is not mounted.
-            if index > 0 {
-                let _ = mount::unmount_lazily(target);
-            }
-            if work.memory_is_mounted {
-                let _ = mount::unmount_lazily(memory);
-            }
-            return Err(error);
-        }
-    }
-    Ok(work.executed)
-}
-
-struct Work<'a> {
-    store: &'a Store,
-    target: &'a Path,
-    memory: &'a Path,
-    memory_is_mounted: bool,
-    executed: Executed,
-}
-
-impl Work<'_> {
-    fn step(&mut self, step: &Step) -> Result<(), AssembleError> {
-        let mount_error = |source| AssembleError::Mount { target: step.target.to_string(), source };
-        let detached = match &step.top {
-            Top::None => {
-                let (mount, refused) = show(self.store, step)?;
-                self.refused(refused);
-                mount
-            }
-            Top::Disk { holder } => {
-                self.prepare(step, holder, &["upper", "work"])?;
-                let upper = Upper { upper: holder.join("upper"), work: holder.join("work") };
-                self.overlay(step, &upper)?
-            }
-            Top::Memory => {
-                let upper = self.memory_upper(step)?;
-                self.overlay(step, &upper)?
-            }
-            Top::Bind { directory } => {
-                self.prepare(step, directory, &[])?;
-                let store = self.store.dir().fd();
-                bind_detached(store, directory, Access::ReadWrite, Reach::Alone)
-                    .map_err(mount_error)?
-            }
-        };
-        let root = Dir::open(self.target);
-        let root = root
-            .map_err(|source| AssembleError::Target { target: step.target.to_string(), source })?;
-        detached.attach_beneath(root.fd(), step.target.as_path()).map_err(mount_error)
-    }
-
-    /// The same with changes in memory; a root that is read-only stays so.
-    fn step_in_memory(&mut self, step: &Step) -> Result<(), AssembleError> {
-        match step.top {
-            Top::None => self.step(step),
-            _ => self.step(&Step { top: Top::Memory, ..step.clone() }),
-        }
-    }
-
-    fn compromise(&mut self, error: &AssembleError) {
-        self.executed.compromises.push(whole_message(error));
-    }
-
-    fn overlay(&mut self, step: &Step, upper: &Upper) -> Result<mount::Detached, AssembleError> {
-        let base = self.store.dir().fd();
-        let overlay = Overlay { base, lowers: &step.lowers, upper: Some(upper), source: SOURCE };
-        let made = overlay_detached(&overlay)
-            .map_err(|source| AssembleError::Mount { target: step.target.to_string(), source })?;
-        self.refused(made.refused);
-        Ok(made.mount)
-    }
-
-    fn refused(&mut self, options: Vec<String>) {
-        for option in options {
-            if !self.executed.refused_options.contains(&option) {
-                self.executed.refused_options.push(option);
-            }
-        }
-    }
-
-    /// Makes the place for changes if it is missing, with the attributes that the
-    /// directory has in the release: an overlay shows the top's own.
-    fn prepare(&self, step: &Step, holder: &Path, within: &[&str]) -> Result<(), AssembleError> {
-        prepare_holder(self.store.dir(), &step.lowers, holder, within)
-            .map_err(|source| AssembleError::State { target: step.target.to_string(), source })
-    }
-
-    fn memory_upper(&mut self, step: &Step) -> Result<Upper, AssembleError> {
-        let target = || step.target.to_string();
-        let state = |source| AssembleError::State { target: target(), source };
-        if !self.memory_is_mounted {
-            let place = Dir::open(self.memory).map_err(state)?;
-            tmpfs_detached(0o700, None)
-                .and_then(|tmpfs| tmpfs.attach(place.fd(), Path::new("")))
-                .map_err(|source| AssembleError::Mount { target: target(), source })?;
-            self.memory_is_mounted = true;
-        }
-        let memory = Dir::open(self.memory).map_err(state)?;
-        let holder = memory.make_dir(&step.slug, 0o700).map_err(state)?;
-        for part in ["upper", "work"] {
-            let dir = holder.make_dir(part, 0o700).map_err(state)?;
-            copy_attributes(self.store.dir(), &step.lowers, &dir).map_err(state)?;
-        }
-        let holder = self.memory.join(&step.slug);
-        Ok(Upper { upper: holder.join("upper"), work: holder.join("work") })
-    }
-}
-
-/// Makes `holder` (relative to `varve`) with the directories `within`, each with the
-/// attributes of the first of `lowers`; with none `within`, `holder` itself has them.
-/// What is there already is left as it is. A power cut leaves it missing or whole: it
-/// is made under another name and renamed.
-pub(crate) fn prepare_holder(
-    varve: &Dir,
-    lowers: &[PathBuf],
-    holder: &Path,
-    within: &[&str],
-) -> Result<(), SysError> {
-    if varve.open_dir_opt(holder)?.is_some() {
-        return Ok(());
-    }
-    let mut parent = varve.try_clone()?;
-    for name in holder.parent().into_iter().flat_map(Path::iter) {
-        parent = parent.make_dir(name, 0o755)?;
-    }
-    let name = holder.file_name().expect("a state directory has a name").to_string_lossy();
-    let temporary = format!(".{name}.new");
-    parent.remove_all(&temporary)?;
-    let made = parent.make_dir(&temporary, 0o755)?;
-    if within.is_empty() {
-        copy_attributes(varve, lowers, &made)?;
-    }
-    for part in within {
-        copy_attributes(varve, lowers, &made.make_dir(part, 0o755)?)?;
-    }
-    durable::commit_rename(&parent, &temporary, &parent, &name)
-}
-
-fn copy_attributes(varve: &Dir, lowers: &[PathBuf], to: &Dir) -> Result<(), SysError> {
-    let Some(first) = lowers.first() else { return Ok(()) };
-    let from = varve.open_dir(first)?;
-    let stat = from.stat(".")?;
-    let mut xattrs = from.xattrs(".")?;
-    xattrs.retain(|(name, _)| !name.starts_with(b"trusted.overlay."));
-    to.set_attributes(
-        ".",
-        &Attributes {
-            mode: stat.mode & 0o7777,
-            uid: stat.uid,
-            gid: stat.gid,
-            mtime: stat.mtime,
-            xattrs: &xattrs,
-        },
-    )
 }
 
 impl fmt::Display for MountPlan {

@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use varve_format::deployment::{DeploymentRecord, FORMAT, RootMode, Stack};
 use varve_rootfs::Store;
-use varve_rootfs::mount::{Care, MountPlan, Step, Top};
+use varve_rootfs::assemble::{Care, execute};
+use varve_rootfs::mount::{MountPlan, Step, Top};
 
 use super::*;
 
@@ -67,7 +68,7 @@ fn a_process_on_an_overlay_is_traced_to_its_layers() {
     let slug = "!".to_owned();
     let root = Step { target: varve_format::TreePath::root(), slug, lowers, top: Top::None };
     let plan = MountPlan { steps: vec![root], left_out: Vec::new() };
-    varve_rootfs::mount::execute(&store, &plan, &target, &memory, Care::Strict).unwrap();
+    execute(&store, &plan, &target, &memory, Care::Strict).unwrap();
     let _mounted = Mounted(target.clone());
 
     let child = Command::new(target.join("sleep"))
