@@ -62,16 +62,16 @@ impl Device {
         Ok(Self { program: programs.varve.clone(), disk, config, layout })
     }
 
-    /// Upgrades a fresh copy from `url`, with more of a configuration, measured as the
-    /// caller likes.
+    /// Upgrades a fresh copy from `url`, with more of a configuration (its keys, then its
+    /// tables), measured as the caller likes.
     pub(super) fn upgrade<T>(
         &self,
         url: &str,
-        more: &str,
+        (keys, tables): (&str, &str),
         measure: impl FnOnce(&Command) -> Result<T>,
     ) -> Result<T> {
         let text = lab::configuration(self.layout).replace(lab::NO_SOURCE, url);
-        write(&self.config, format!("{text}\n{more}"))?;
+        write(&self.config, format!("{keys}\n{text}\n{tables}"))?;
         self.disk.with(|folder| {
             let mut command = Command::new(&self.program);
             command.arg("--root").arg(folder).arg("--config").arg(&self.config);

@@ -4,7 +4,7 @@
 //!   build     varve-repo build           | ostree commit, archive repository
 //!   upgrade   varve upgrade, to promoted | ostree pull + checkout -H, same HTTP server
 //!   copy      copy by links, and a merge | cp -al
-//!   boot      the boot stage itself      | a mount(8) of an overlay on the same machine
+//!   boot      the boot stage itself      | a plain mount of the same disk on the same machine
 //!   rollback  varve rollback             | its own time on a system of one file
 //!   transfer  bytes on the wire          | OSTree, casync, zchunk, zstd, rsync, same server
 //!   resume    bytes, cut and killed      | one clean run

@@ -55,7 +55,7 @@ fn upgrade(stage: &Stage, scratch: &Path, clean: Option<u64>) -> Result<Resume> 
     let server = Server::good(&stage.publisher.repository);
     let points = clean.map(points).unwrap_or_default();
     let url = server.url.trim_end_matches('/');
-    stage.device.upgrade(url, &may_use(None), |command| {
+    stage.device.upgrade(url, ("", &may_use(None)), |command| {
         cut(command, &server, &points, &scratch.join("said"))
     })
 }

@@ -1,5 +1,6 @@
 //! An upgrade from a local HTTP server, fetch to promoted, beside what OSTree does for it:
-//! pull, then a checkout by hard links. Both sync what they write.
+//! pull, then a checkout by hard links. Both sync what they write. OSTree looks at what it
+//! fetched alone; so does ours when told so (`verify = "new"`), and is measured so too.
 
 use super::Bench;
 use super::clients::{Client, Device, Repository};
@@ -28,14 +29,19 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
 
     let must = must_write(&bench.old.folder, &bench.new.folder)?;
     for (layout, ours) in lab::LAYOUTS.iter().zip(&devices) {
-        let [our_cost, their_cost] = in_turns(
-            2,
-            [&mut |_| ours.upgrade(&server.url(), "", cost), &mut |_| {
-                pull_and_checkout(&client, &their_server.url())
-            }],
+        let [our_cost, new_alone, their_cost] = in_turns(
+            3,
+            [
+                &mut |_| ours.upgrade(&server.url(), ("", ""), cost),
+                &mut |_| ours.upgrade(&server.url(), ("verify = \"new\"", ""), cost),
+                &mut |_| pull_and_checkout(&client, &their_server.url()),
+            ],
         )?;
         let name = |what: &str| format!("upgrade, {layout}: {what}");
-        figures.push(Figure::ratio(&name("time"), our_cost.time, ("ostree", their_cost.time), 0.8));
+        let peer = ("ostree", their_cost.time);
+        figures.push(Figure::ratio(&name("time"), our_cost.time, peer, 0.8));
+        let same = name("time, verifying what OSTree does");
+        figures.push(Figure::ratio(&same, new_alone.time, peer, 0.8));
         figures.push(Figure::memory(
             &name("memory"),
             our_cost.memory,
@@ -53,7 +59,7 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Figure>> {
             ),
         ));
         server.reset();
-        let calls = ours.upgrade(&server.url(), "", system_calls)?;
+        let calls = ours.upgrade(&server.url(), ("", ""), system_calls)?;
         figures.push(Figure::fact(
             &name("fetched"),
             server.counters().total() as f64 / 1e6,

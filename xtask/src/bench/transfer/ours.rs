@@ -76,7 +76,7 @@ pub(super) fn run(ground: &Ground, add: &mut Add<'_>) -> Result {
 fn upgrade(stage: &Stage, mebibytes: Option<u64>) -> Result<Row> {
     let mut note = String::new();
     let row = from_server(&stage.publisher.repository, ROUNDS, |url| {
-        let (cost, said) = stage.device.upgrade(url, &may_use(mebibytes), answered)?;
+        let (cost, said) = stage.device.upgrade(url, ("", &may_use(mebibytes)), answered)?;
         let said: Value = serde_json::from_str(&said)
             .map_err(|error| format!("varve upgrade did not answer in JSON: {error}: {said}"))?;
         if said["done"].is_null() {
