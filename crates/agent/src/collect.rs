@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 
+use varve_boot::transition;
 use varve_format::DeploymentName;
 use varve_format::selection::Selection;
 use varve_rootfs::Deployment;
@@ -55,13 +56,58 @@ pub fn plan(device: &Device, unfinished: bool) -> Result<CollectPlan> {
         Some(_) => device.config.keep as usize,
         None => usize::MAX,
     };
-    let mut deployments = wanted(
-        &observed.deployments,
-        selection.as_ref(),
-        observed.booted(),
-        &observed.rejected,
-        keep,
-    );
+    plan_of(device, &observed, selection.as_ref(), keep, unfinished)
+}
+
+/// What may go besides, when the way back is given up: all but the system that runs and
+/// boots, and what is pinned. Gives with it the selection as it is to be, if it changes.
+/// Refused before what runs is known to be good: then the way back may be needed.
+pub fn plan_without_previous(
+    device: &Device,
+    unfinished: bool,
+) -> Result<(CollectPlan, Option<Selection>)> {
+    let observed = Observed::look(device)?;
+    let needed = |why: &str| Error::WayBack { why: why.to_owned() };
+    let current = observed.selection.as_ref().map_err(|problem| needed(&problem.to_string()))?;
+    let latest = observed.latest().ok_or(Error::NothingGood)?;
+    let runs = observed.booted().is_none_or(|booted| booted == latest.name());
+    if current.tries.is_some() || !latest.confirmed {
+        return Err(needed("the latest has not proved itself"));
+    }
+    if !runs || observed.boot.as_ref().is_some_and(|boot| boot.stripped > 0) {
+        return Err(needed("the latest, with all its layers, is not what runs"));
+    }
+    let previous = current.previous.as_ref();
+    let after = previous.and_then(|previous| transition::forget_previous(current, previous));
+    let selection = after.as_ref().unwrap_or(current);
+    let plan = plan_of(device, &observed, Some(selection), 1, unfinished)?;
+    Ok((plan, after))
+}
+
+/// Gives the way back up, and deletes what it held.
+pub fn execute_without_previous(
+    device: &Device,
+    writer: &Writer,
+    plan: &CollectPlan,
+    after: Option<&Selection>,
+    context: &Context<'_>,
+) -> Result<()> {
+    if let Some(after) = after {
+        let record = Record::new(context.now, Event::Collect).with("given-up", "the way back");
+        announce::selected::<Error>(&device.store, after, record)?;
+    }
+    execute(device, writer, plan, context)
+}
+
+fn plan_of(
+    device: &Device,
+    observed: &Observed,
+    selection: Option<&Selection>,
+    keep: usize,
+    unfinished: bool,
+) -> Result<CollectPlan> {
+    let mut deployments =
+        wanted(&observed.deployments, selection, observed.booted(), &observed.rejected, keep);
     // Processes may hold files of each, by mounts that are in no list any more.
     deployments.extend(Live::read(device)?.deployments);
     let mounts = ps::all_mounts(Path::new("/proc")).map_err(Error::Proc)?;

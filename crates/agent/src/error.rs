@@ -93,6 +93,12 @@ pub enum Error {
     /// It could not be found out whether what is here is right.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// The system before is not given up.
+    #[error("the way back to the system before may be needed: {why}")]
+    WayBack {
+        /// Why.
+        why: String,
+    },
     /// The selection does not allow it.
     #[error(transparent)]
     Transition(#[from] varve_boot::transition::TransitionError),

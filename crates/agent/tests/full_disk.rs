@@ -189,6 +189,54 @@ fn with_no_byte_free_layers_are_removed_and_what_nothing_needs_is_collected() {
     lab.check_all();
 }
 
+/// What the system before holds alone is freed when its user gives up the way back.
+#[test]
+fn with_no_byte_free_the_way_back_is_given_up() {
+    let Some(disk) = SmallDisk::new(32) else { return };
+    let lab = &disk.lab;
+    lab.publish("r1");
+    lab.init();
+    disk.add("games", &noise(1, 3_000_000)).unwrap();
+    let with_games = accept(lab);
+    disk.change(&Change::Remove("games".into())).unwrap();
+    let plan = |unfinished| {
+        let device = Device::open(disk.places()).unwrap();
+        collect::plan_without_previous(&device, unfinished)
+    };
+    let refused = |why: &str| {
+        let error = plan(false).unwrap_err();
+        assert!(matches!(&error, Error::WayBack { .. }), "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    };
+    refused("has not proved itself");
+    let without = accept(lab);
+    disk.fill();
+    let before = lab.selection();
+    assert_eq!(before.previous.as_ref().map(ToString::to_string), Some(with_games.clone()));
+    let device = Device::open(disk.places()).unwrap();
+    assert!(collect::plan(&device, false).unwrap().is_empty(), "by itself nothing goes");
+    let (found, after) = plan(false).unwrap();
+    let layers: Vec<_> = found.layers.iter().map(ToString::to_string).collect();
+    assert_eq!(layers, ["games"]);
+    let writer = device.lock("collect", now()).unwrap();
+    with_context(&Cancel::new(), |context| {
+        let after = after.as_ref();
+        collect::execute_without_previous(&device, &writer, &found, after, context).unwrap()
+    });
+    assert!(disk.free() > 3_000_000, "{}", disk.free());
+    let now = lab.selection();
+    assert_eq!((now.latest.as_str(), now.previous, now.tries), (&without[..], None, None));
+    let left = device.store.deployments().unwrap().items;
+    assert_eq!(left.len(), 1);
+    disk.empty();
+    lab.check_all();
+    // Asked again there is nothing to give up, and nothing to go back to.
+    drop(writer);
+    let (found, after) = plan(false).unwrap();
+    assert!(found.is_empty() && after.is_none());
+    assert!(lab.roll_back().is_err());
+}
+
 /// What the reserve is for is never used up by a layer, whatever a command writes.
 #[test]
 fn a_capture_and_a_layer_that_do_not_fit_are_refused_and_leave_nothing() {

@@ -368,6 +368,11 @@ pub(crate) struct Collect {
     /// Delete what an unfinished upgrade has fetched, too
     #[arg(long)]
     pub unfinished: bool,
+
+    /// Delete the system before, too, and all others but pinned ones: there is no way back
+    /// then. Only once the latest runs and has proved itself
+    #[arg(long)]
+    pub previous: bool,
 }
 
 /// See [`Command::Reset`].

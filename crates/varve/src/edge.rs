@@ -175,6 +175,9 @@ fn answer(error: &Error) -> (Exit, Option<String>) {
             "`varve strip` shows the layers, `varve bisect` how far a search is".into(),
         ),
         Error::NotEmpty { .. } => (Exit::Refused, "`varve --root DIR upgrade` upgrades it".into()),
+        Error::WayBack { .. } => {
+            (Exit::Refused, "once it is confirmed: `varve status`; without --previous all else goes".into())
+        }
         Error::NotRunning => (Exit::Refused, "without --root it works on what runs".into()),
         Error::NothingGood => {
             (Exit::Failed, "boot a deployment and run `varve confirm` in it".into())

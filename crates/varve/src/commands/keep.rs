@@ -80,10 +80,20 @@ pub(crate) fn collect(session: &Session<'_>, args: &Collect) -> Answer {
     if !args.dry_run {
         varve_rootfs::stage::sweep(&device.store)?;
     }
-    let plan = collect::plan(&device, args.unfinished)?;
-    if !args.dry_run {
-        collect::execute(&device, &writer, &plan, &session.context())?;
-    }
+    let plan = if args.previous {
+        let (plan, after) = collect::plan_without_previous(&device, args.unfinished)?;
+        if !args.dry_run {
+            let (after, context) = (after.as_ref(), session.context());
+            collect::execute_without_previous(&device, &writer, &plan, after, &context)?;
+        }
+        plan
+    } else {
+        let plan = collect::plan(&device, args.unfinished)?;
+        if !args.dry_run {
+            collect::execute(&device, &writer, &plan, &session.context())?;
+        }
+        plan
+    };
     let answer = Collected {
         dry_run: args.dry_run,
         deployments: plan.deployments,
