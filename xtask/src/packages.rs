@@ -30,6 +30,7 @@ const TEST: &[Need] = &[
     Need("/usr/bin/xz", "xz-utils"),
     Need("/usr/sbin/nginx", "nginx-light"),
     Need("/usr/bin/systemd-nspawn", "systemd-container"),
+    Need("/usr/bin/dbus-daemon", "dbus-daemon"),
 ];
 
 /// For the power-cut rig: file systems to cut.

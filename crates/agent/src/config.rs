@@ -33,6 +33,7 @@ use serde::Deserialize;
 use varve_format::deployment::{Layout, RootMode, StatePath};
 use varve_format::layer_file::LayerKey;
 
+pub use crate::metered::OnMetered;
 pub use crate::method::Prefer;
 pub use error::ConfigError;
 pub use network::{Network, Proxy, Rate};
@@ -116,6 +117,8 @@ pub struct Download {
     pub memory: Option<Bytes>,
     /// Processor time that applying deltas may take, by the publisher's measure; none: any.
     pub cpu: Option<Seconds>,
+    /// What is fetched over a link that NetworkManager calls metered.
+    pub metered: OnMetered,
 }
 
 /// How much of a staged release is read again before it is promoted.

@@ -18,6 +18,7 @@
 //! | [`init`] | the first deployment of a physical root |
 //! | [`lifecycle`], [`health`] | confirm, roll back, shutdown |
 //! | [`proven`] | how long what runs has worked |
+//! | [`metered`] | what NetworkManager says of the link |
 //! | [`ballast`] | room for a full disk |
 //! | [`merge`], [`collect`], [`fsck`] | what keeps the disk in order |
 //! | [`ps`] | what runs from what |
@@ -49,6 +50,7 @@ pub mod layer;
 pub mod lifecycle;
 pub mod live;
 pub mod merge;
+pub mod metered;
 pub mod method;
 pub mod observe;
 pub mod plan;

@@ -15,7 +15,7 @@ use varve_format::{DeploymentName, LayerName};
 use varve_rootfs::layout::StagePlan;
 use varve_sys::space::Space;
 
-use crate::config::Config;
+use crate::config::{Config, OnMetered};
 use crate::layer::carry::Conflict;
 
 /// File systems of ours give out room in blocks of this size.
@@ -60,6 +60,8 @@ pub struct UpgradePlan {
     pub room: Vec<Room>,
     /// The most that may be fetched, in bytes, as configured.
     pub max_download: Option<u64>,
+    /// What may be fetched because the link is metered; none: it is not, as far as known.
+    pub metered: Option<OnMetered>,
 }
 
 /// What is fetched.
@@ -158,6 +160,15 @@ pub enum Refusal {
         /// There.
         free: u64,
     },
+    /// The link is metered.
+    #[error("the network is metered, and `metered` in the configuration says {}", match rule {
+        OnMetered::DeltaOnly => "that packs are not fetched over it",
+        _ => "that nothing is fetched over it",
+    })]
+    Metered {
+        /// As configured.
+        rule: OnMetered,
+    },
     /// Over the data budget.
     #[error("{bytes} bytes would be fetched; the configuration allows {limit} (max-download)")]
     Budget {
@@ -198,7 +209,17 @@ impl UpgradePlan {
         if let Some(limit) = self.max_download.filter(|&limit| bytes > limit) {
             return Err(Refusal::Budget { bytes, limit });
         }
+        self.refuse_metered(self.fetch.bytes, self.fetch.packs)?;
         self.room.iter().find_map(Room::refusal).map_or(Ok(()), Err)
+    }
+
+    /// Whether so many bytes, so many of them by packs, may not come over a metered link.
+    pub fn refuse_metered(&self, bytes: u64, packs: u64) -> Result<(), Refusal> {
+        match self.metered {
+            Some(rule @ OnMetered::Refuse) if bytes > 0 => Err(Refusal::Metered { rule }),
+            Some(rule @ OnMetered::DeltaOnly) if packs > 0 => Err(Refusal::Metered { rule }),
+            _ => Ok(()),
+        }
     }
 }
 

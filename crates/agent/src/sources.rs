@@ -7,8 +7,9 @@ use varve_fetch::{
     Workers,
 };
 
-use crate::config::Source;
+use crate::config::{OnMetered, Source};
 use crate::device::Device;
+use crate::metered;
 
 /// The longest file of certificates that is read, in bytes.
 const MAX_CERTIFICATES: u64 = 4 << 20;
@@ -22,6 +23,8 @@ pub struct Link {
     pub listener: Option<Listener>,
     /// Who decodes what comes.
     pub workers: Workers,
+    /// The address of the bus that NetworkManager is on; none: the system's.
+    pub bus: Option<String>,
 }
 
 /// Why there is no source.
@@ -46,6 +49,14 @@ pub enum SourcesError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+/// What may be fetched, where the link is metered and a source is reached over it.
+pub(crate) fn on_metered(device: &Device) -> Option<OnMetered> {
+    let rule = device.config.download.metered;
+    let over_link = device.config.sources.iter().any(|source| matches!(source, Source::Url(_)));
+    let asked = over_link && rule != OnMetered::Allow;
+    (asked && metered::is_metered(device.places.link.bus.as_deref())).then_some(rule)
 }
 
 /// Opens sources in their order. Nothing is asked of them yet.

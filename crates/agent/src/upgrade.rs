@@ -37,7 +37,7 @@ use varve_sys::space;
 use varve_sys::task::{Cancel, Progress};
 
 use crate::choose::{Choice, Wish, choose};
-use crate::config::Verify;
+use crate::config::{OnMetered, Verify};
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
 use crate::observe::Observed;
@@ -175,6 +175,13 @@ pub fn prepare(
     let (plan, way) = match here {
         Some(deployment) => plan_here(device, &release, deployment)?,
         None => {
+            let metered = sources::on_metered(device);
+            if let Some(rule @ OnMetered::Refuse) = metered
+                && !dry_run
+            {
+                // Manifest and index are a good part of a small upgrade.
+                return Err(plan::Refusal::Metered { rule }.into());
+            }
             let record = metadata.record(&release.name, &sources, context.cancel)?;
             let base = base(&observed).cloned();
             let check = match device.config.verify {
@@ -206,8 +213,14 @@ pub fn prepare(
                 }
             };
             check_policy(device, &manifest)?;
-            let target =
-                Target { record: record.into_inner(), manifest, text, release: &release, found };
+            let target = Target {
+                record: record.into_inner(),
+                manifest,
+                text,
+                release: &release,
+                found,
+                metered,
+            };
             let own = layer::carried(&observed);
             plan_stage(device, target, (base, own), check, &sources, context)?
         }
@@ -293,6 +306,7 @@ fn plan_here(
         write: Write::default(),
         room: Vec::new(),
         max_download: device.config.max_download.map(|limit| limit.0),
+        metered: None,
     };
     Ok((plan, Way::Here(Box::new(deployment))))
 }
@@ -305,6 +319,7 @@ pub(crate) struct Target<'a> {
     text: u64,
     release: &'a ReleaseRef,
     found: deltas::Found,
+    metered: Option<OnMetered>,
 }
 
 fn plan_stage(
@@ -315,7 +330,7 @@ fn plan_stage(
     sources: &Sources,
     context: &Context<'_>,
 ) -> Result<(UpgradePlan, Way)> {
-    let Target { record, manifest, text, release, found } = target;
+    let Target { record, manifest, text, release, found, metered } = target;
     let mut chain = found.chain;
     let store = &device.store;
     let name = store.free_deployment_name(release.name.as_str())?;
@@ -402,6 +417,7 @@ fn plan_stage(
         write: Write { paths: stage.paths, linked: stage.linked, copied: stage.copied },
         room: vec![room],
         max_download: device.config.max_download.map(|limit| limit.0),
+        metered,
     };
     let parts = Parts { record, manifest, base, stage, contents, chain, leftovers };
     Ok((plan, Way::Stage(Box::new(parts))))

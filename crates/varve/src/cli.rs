@@ -257,6 +257,10 @@ pub(crate) struct Upgrade {
     #[arg(long)]
     pub restage: bool,
 
+    /// Over a metered network too, whatever the configuration says of it
+    #[arg(long)]
+    pub metered: bool,
+
     /// Reboot into it
     #[arg(long, conflicts_with = "dry_run")]
     pub reboot: bool,

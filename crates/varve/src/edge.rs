@@ -350,6 +350,9 @@ fn refused(refusal: &Refusal) -> String {
             "{} are missing; `varve collect` frees what nothing needs; nothing was changed",
             human::plural(need - free, "inode", "inodes")
         ),
+        Refusal::Metered { .. } => {
+            "with --metered it is fetched all the same; or use a USB stick: --source DIR".to_owned()
+        }
         Refusal::Budget { bytes, limit } => format!(
             "{} against {}; raise `max-download`, or use a USB stick: --source DIR",
             human::bytes(*bytes),

@@ -18,6 +18,9 @@ verify = "new"
 reserve = "1.5 GiB"
 max-download = 1000
 
+[download]
+metered = "delta-only"
+
 [policy]
 setuid = ["/usr/bin/su"]
 devices = "allow"
@@ -51,6 +54,7 @@ timeout = "2 min"
     assert!(config.policy.xattrs.allows(b"user.x") && !config.policy.xattrs.allows(b"trusted.x"));
     assert_eq!(config.reserve, Bytes(3 << 29));
     assert_eq!(config.max_download, Some(Bytes(1000)));
+    assert_eq!(config.download.metered, OnMetered::DeltaOnly);
     assert_eq!(config.state[1].path.to_string(), "/var/lib/thing");
     assert_eq!(config.health[0].timeout, Seconds(Duration::from_secs(60)));
     assert_eq!(config.health[1].timeout, Seconds(Duration::from_secs(120)));

@@ -253,6 +253,7 @@ fn fetch_more(
     if let Some(limit) = plan.max_download.filter(|&limit| bytes > limit) {
         return Err(plan::Refusal::Budget { bytes, limit }.into());
     }
+    plan.refuse_metered(rest.bytes(), rest.bytes())?;
     let (progress, cancel) = (context.progress, context.cancel);
     contents::fetch(&rest, sources, device.store.incoming(), progress, cancel).1?;
     Ok(())

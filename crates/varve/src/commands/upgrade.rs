@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use varve_agent::choose::{Choice, Wish};
+use varve_agent::config::OnMetered;
 use varve_agent::init::{self, Init as Make};
 use varve_agent::observe::Observed;
 use varve_agent::plan::UpgradePlan;
@@ -159,7 +160,10 @@ pub(crate) struct Upgraded {
 }
 
 pub(crate) fn upgrade(session: &Session<'_>, args: Upgrade) -> Answer {
-    let device = device_with(session, args.sources)?;
+    let mut device = device_with(session, args.sources)?;
+    if args.metered {
+        device.config.download.metered = OnMetered::Allow;
+    }
     // The user of the device comes first.
     varve_sys::priority::lower();
     let writer = device.lock("upgrade", session.now)?;

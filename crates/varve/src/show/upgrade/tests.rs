@@ -51,6 +51,7 @@ fn a_plan() -> UpgradePlan {
             free_inodes: Some(412_345),
         }],
         max_download: None,
+        metered: None,
     }
 }
 
