@@ -138,8 +138,9 @@ impl Work<'_> {
             });
             (even.into_iter(), odd.unwrap_or_default())
         });
-        let mut take = |index: usize| if index % 2 == 0 { even.next() } else { odd.next() };
-        (0..steps.len()).map(|index| take(index)).collect()
+        let mut take =
+            |index: usize| if index.is_multiple_of(2) { even.next() } else { odd.next() };
+        (0..steps.len()).map(&mut take).collect()
     }
 
     /// In a thread that is at the store: overlays are put together from relative paths.

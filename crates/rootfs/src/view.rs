@@ -39,8 +39,9 @@ pub struct MergedDir {
     parts: Vec<Part>,
     /// Whether nothing of layers below the stack's last could show here.
     cut: bool,
-    /// Whether the whole stack is one directory: no need to ask for opaque marks.
-    single: bool,
+    /// Whether nothing lies below the stack: the opaque mark of the lowest directory of a
+    /// name is not asked for.
+    complete: bool,
 }
 
 /// A layer's share of a merged directory.
@@ -79,14 +80,13 @@ pub struct Found {
 impl MergedDir {
     /// The root of a stack, newest layer first.
     pub fn root(layers: Vec<Dir>) -> Self {
-        let single = layers.len() == 1;
         let parts = layers.into_iter().enumerate().map(|(layer, dir)| Part { layer, dir });
-        Self { parts: parts.collect(), cut: false, single }
+        Self { parts: parts.collect(), cut: false, complete: true }
     }
 
-    /// The same for layers that are laid over others: a single one's marks count too.
+    /// The same for layers that are laid over others: all marks count.
     pub fn laid_over(layers: Vec<Dir>) -> Self {
-        Self { single: false, ..Self::root(layers) }
+        Self { complete: false, ..Self::root(layers) }
     }
 
     /// The layers that share this directory, newest first; its attributes are the first's.
@@ -142,16 +142,18 @@ impl MergedDir {
             let Part { layer, dir } = &self.parts[part];
             parts.push(Part { layer: *layer, dir: dir.open_dir(name)? });
         }
-        Ok(Self { parts, cut: self.cut || found.cut, single: self.single })
+        Ok(Self { parts, cut: self.cut || found.cut, complete: self.complete })
     }
 
     fn decide(&self, name: &OsStr, parts: impl Iterator<Item = usize>) -> Result<Looked> {
         let mut found: Option<Found> = None;
-        for part in parts {
+        let mut parts = parts.peekable();
+        while let Some(part) = parts.next() {
             let dir = &self.parts[part].dir;
             let Some(stat) = dir.stat_opt(name)? else { continue };
             let stops = if stat.is_dir() {
-                let opaque = !self.single && is_opaque(dir, name)?;
+                let hides_something = !self.complete || parts.peek().is_some();
+                let opaque = hides_something && is_opaque(dir, name)?;
                 let found =
                     found.get_or_insert(Found { part, stat, merge: Vec::new(), cut: false });
                 found.merge.push(part);
