@@ -9,11 +9,11 @@ mod common;
 use std::fs;
 use std::path::PathBuf;
 
-use common::{Lab, noise};
+use common::{Lab, noise, now};
 use varve_agent::choose::Wish;
 use varve_agent::plan::UpgradePlan;
 use varve_agent::upgrade::Prepared;
-use varve_sys::task::Cancel;
+use varve_sys::task::{Cancel, Silent};
 
 /// A change of a few bytes in the middle of what no compression makes small, and 20 kB
 /// that are new.
@@ -118,6 +118,26 @@ fn a_delta_that_is_gone_is_left_for_packs() {
     let lab = lab("");
     fs::remove_file(delta(&lab)).unwrap();
     falls_back(&lab, "there is no such file");
+}
+
+/// What is signed may be wrong all the same: the delta starts from a release for another
+/// machine, which this device does not hold.
+#[test]
+fn a_delta_from_another_release_is_left_for_packs() {
+    let lab = Lab::new();
+    lab.publish("r1");
+    lab.init();
+    lab.tree().file("usr/lib/machine", noise(9, 300_000));
+    lab.publish_in("arm-1", "arm");
+    lab.tree().remove("usr/lib/machine");
+    change(&lab, 50);
+    lab.build("r2");
+    let (from, to) = ("arm-1".parse().unwrap(), "r2".parse().unwrap());
+    let mut made = lab.repository.make_deltas(&[from], &to, &Silent, &Cancel::new()).unwrap();
+    let here = lab.device().store.deployment(&lab.selection().latest).unwrap();
+    made[0].delta.from = here.record.release.unwrap().digest;
+    lab.repository.publish_with(&to, "stable", None, &made, &lab.keys, now(), false).unwrap();
+    falls_back(&lab, "starts from");
 }
 
 #[test]

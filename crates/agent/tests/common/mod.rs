@@ -48,7 +48,7 @@ pub(crate) fn patience() -> Patience {
 pub(crate) struct Lab {
     pub folder: tempfile::TempDir,
     pub repository: Repository,
-    keys: KeyDirs,
+    pub(crate) keys: KeyDirs,
     pub config: String,
 }
 
