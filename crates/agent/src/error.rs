@@ -81,6 +81,9 @@ pub enum Error {
     /// A command could not be run in a private copy of a system.
     #[error(transparent)]
     Inside(#[from] crate::inside::InsideError),
+    /// The new root could not be put together.
+    #[error(transparent)]
+    Boot(#[from] varve_early::StageError),
     /// The running system was not changed.
     #[error(transparent)]
     Live(#[from] crate::live::LiveError),

@@ -23,7 +23,7 @@
 //! | [`merge`], [`collect`], [`fsck`] | what keeps the disk in order |
 //! | [`ps`] | what runs from what |
 //! | [`inside`], [`tryout`] | commands in a private copy of a system; a deployment tried without a boot |
-//! | [`live`] | the running system shows another deployment, without a boot |
+//! | [`live`], [`soft_reboot`] | another deployment without a boot, or without a new kernel |
 //! | [`strip`], [`bisect`] | layers taken off, and the search for the bad one |
 //! | [`history`], [`rejected`], [`selection`] | files of its own below `/varve` |
 //!
@@ -61,6 +61,7 @@ pub mod rejected;
 pub mod repair;
 pub mod reset;
 pub mod selection;
+pub mod soft_reboot;
 pub mod sources;
 pub mod strip;
 pub mod tryout;

@@ -28,6 +28,7 @@ use crate::health::Outcome;
 use crate::history::{self, Event, Record};
 use crate::observe::Observed;
 use crate::selection;
+use crate::soft_reboot;
 use crate::upgrade::{self, Context};
 
 /// What the first minutes after a boot came to.
@@ -353,10 +354,23 @@ pub enum Finalized {
         /// How many there are again.
         tries: u8,
     },
+    /// The new root is put together: a soft reboot goes on in it.
+    NextRoot {
+        /// Whose.
+        of: DeploymentName,
+    },
 }
 
-/// The last act before a shutdown.
-pub fn finalize(device: &Device, _writer: &Writer, context: &Context<'_>) -> Result<Finalized> {
+/// The last act before a shutdown. Before a soft reboot it is a boot's first one too.
+pub fn finalize(device: &Device, writer: &Writer, context: &Context<'_>) -> Result<Finalized> {
+    let settled = settle(device, writer, context)?;
+    Ok(match soft_reboot::at_shutdown(device, context)? {
+        Some(of) => Finalized::NextRoot { of },
+        None => settled,
+    })
+}
+
+fn settle(device: &Device, _writer: &Writer, context: &Context<'_>) -> Result<Finalized> {
     let observed = Observed::look(device)?;
     let (Some(boot), Ok(current)) = (&observed.boot, &observed.selection) else {
         return Ok(Finalized::Nothing);

@@ -48,6 +48,8 @@ const NOT_MOVED: [&str; 9] =
     ["dev", "proc", "sys", "run", "tmp", "mnt", "media", "lost+found", "boot"];
 /// Made anew by programs from what is installed; programs find libraries without it.
 const MADE_ANEW: [&str; 1] = ["etc/ld.so.cache"];
+/// What a change without a reboot leaves as it is.
+pub(crate) const NEW_KERNEL: &str = "the kernel; the new one runs only after a reboot";
 /// How many paths are named as a reason.
 const NAMED: usize = 5;
 
@@ -184,6 +186,11 @@ impl Live {
         self.deployments.last()
     }
 
+    /// After a boot without a new kernel nothing of before is live.
+    pub(crate) fn forget(run: &Dir) -> Result<(), varve_sys::SysError> {
+        run.remove_all(FILE)
+    }
+
     fn write(&self, report: &Path) -> Result<()> {
         let run = Dir::open(report.parent().unwrap_or(Path::new("/")))?;
         let text = toml::to_string(self).expect("names are text");
@@ -307,14 +314,11 @@ fn look_at_system(
             paths(&libc)
         ));
     }
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let modules = format!("usr/lib/modules/{release}");
-    let has = |view: &mut Resolver| view.follow(modules.as_bytes()).map(|found| found.is_some());
-    if has(&mut views.old)? && !has(&mut views.new)? {
-        found.reboot(format!("the modules of the running kernel, {release}, are not in it"));
+    if let Some(why) = modules_gone(&mut views.old, &mut views.new)? {
+        found.reboot(why);
     }
     if from.record.kernel != to.record.kernel {
-        found.stays.push("the kernel: the new one runs after a reboot".to_owned());
+        found.stays.push(NEW_KERNEL.to_owned());
     }
     let kept = |deployment: &Deployment| -> Vec<_> {
         deployment.record.state.iter().map(|s| (s.path.clone(), s.mode)).collect()
@@ -341,6 +345,15 @@ fn look_at_system(
         }
     }
     Ok(())
+}
+
+/// Why the running kernel cannot go on in the new system, if it cannot.
+pub(crate) fn modules_gone(old: &mut Resolver, new: &mut Resolver) -> Result<Option<String>> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let modules = format!("usr/lib/modules/{release}");
+    let has = |view: &mut Resolver| view.follow(modules.as_bytes()).map(|found| found.is_some());
+    let gone = has(old)? && !has(new)?;
+    Ok(gone.then(|| format!("the modules of the running kernel, {release}, are not in it")))
 }
 
 /// The files of the C library and its loader that differ.

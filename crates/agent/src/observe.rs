@@ -66,6 +66,8 @@ pub struct Booted {
     pub root_mode: RootMode,
     /// `uname -r`.
     pub kernel: String,
+    /// The kernel is that of the boot before: it was a soft reboot.
+    pub soft_reboot: bool,
     /// What the boot stage took.
     pub microseconds: u64,
     /// What should have booted before it and did not.
@@ -365,6 +367,7 @@ fn booted(boot: &BootReport) -> Booted {
         stripped: boot.stripped,
         root_mode: boot.root_mode,
         kernel: boot.kernel.clone(),
+        soft_reboot: boot.soft_reboot,
         microseconds: boot.microseconds,
         passed_over: boot.passed_over.clone(),
         warnings: boot.warnings.clone(),

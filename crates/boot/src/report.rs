@@ -12,6 +12,7 @@
 //! off = []                    # the names of the layers left out
 //! generation = 8              # of the selection, the spent try counted
 //! key-held = false
+//! soft-reboot = false         # a boot without a new kernel
 //! microseconds = 5210         # from the boot stage's start to handing over
 //! phases = [["physical", 900], …]   # the same, in parts
 //! kernel = "6.12.117+deb13-cloud-amd64"
@@ -61,6 +62,9 @@ pub struct BootReport {
     pub generation: Option<u64>,
     /// Whether a key asked for the previous.
     pub key_held: bool,
+    /// Whether the kernel is that of the boot before: all else began anew.
+    #[serde(default)]
+    pub soft_reboot: bool,
     /// From the boot stage's start to handing over.
     pub microseconds: u64,
     /// The same in parts, in their order: what was done, and its microseconds.
@@ -131,6 +135,7 @@ mod tests {
             off: vec!["games".parse().unwrap()],
             generation: Some(8),
             key_held: false,
+            soft_reboot: false,
             microseconds: 5210,
             phases: vec![("physical".into(), 900), ("mount".into(), 4300)],
             kernel: "6.12".into(),

@@ -204,6 +204,7 @@ fn boot_from(
         try_spent: decision.spend_try.is_some(),
         generation: stage.selection.as_ref().map(|selection| selection.generation),
         key_held: stage.key_held,
+        soft_reboot: false,
         microseconds: begun.elapsed().as_micros() as u64,
         phases: stage.clock.phases,
         kernel: machine.kernel.clone(),

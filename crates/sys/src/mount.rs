@@ -341,6 +341,16 @@ pub fn make_all_private() -> Result<(), MountError> {
         .map_err(|source| MountError::Attributes { target: "/".into(), source: source.into() })
 }
 
+/// Makes the mount at `target` and all below it private: what is mounted there from now on
+/// is seen in no other place.
+pub fn make_private(target: &Path) -> Result<(), MountError> {
+    let attributes = MountAttributes {
+        propagation: u64::from(MountPropagationFlags::PRIVATE.bits()),
+        ..Default::default()
+    };
+    set_attributes(CWD, target, Reach::WithSubmounts, attributes)
+}
+
 /// Gives this *thread* (and what it starts) a mount namespace of its own, nothing in
 /// it seen outside.
 pub fn enter_private_namespace() -> Result<(), MountError> {

@@ -113,16 +113,21 @@ pub(crate) enum Command {
         varve try --boot                 all its services, in a container without network")]
     Try(Try),
 
-    /// Take what boots next into use now, in the running system
+    /// Take what boots next into use now: in the running system, or by a soft reboot
     ///
     /// --live: the running system shows the new files from one moment to the next; services
     /// that run from files that changed are started anew, all else keeps the old ones until
     /// it ends. Nothing is confirmed: the next boot tries it all the same. Where it is not
     /// safe (another C library, another /etc, a writable root) it says why and changes
     /// nothing.
+    ///
+    /// --soft-reboot: all programs end and start anew in the new system, on the running
+    /// kernel (systemd 254 and later). It counts as a boot: a try is spent, the health
+    /// checks judge it.
     #[command(after_help = "Examples:\n  \
         varve layer add vim.deb && varve apply --live\n  \
-        varve apply --live --dry-run     what would change, who is started anew")]
+        varve apply --live --dry-run     what would change, who is started anew\n  \
+        varve upgrade && varve apply --soft-reboot")]
     Apply(Apply),
 
     /// What runs, what boots next, what is here, what happened
@@ -290,14 +295,19 @@ pub(crate) struct Try {
 #[command(group = clap::ArgGroup::new("way").required(true))]
 pub(crate) struct Apply {
     /// With --live: which [default: what boots next]
+    #[arg(conflicts_with = "soft_reboot")]
     pub deployment: Option<DeploymentName>,
 
     /// In the running system
     #[arg(long, group = "way")]
     pub live: bool,
 
+    /// By a reboot of all but the kernel
+    #[arg(long, group = "way")]
+    pub soft_reboot: bool,
+
     /// With --live: start no service anew
-    #[arg(long)]
+    #[arg(long, conflicts_with = "soft_reboot")]
     pub no_restart: bool,
 
     /// Say what would be done, and what speaks against it; change nothing

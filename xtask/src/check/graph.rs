@@ -19,7 +19,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("varve-boot", &["varve-format", "varve-sys"]),
     (
         "varve-agent",
-        &["varve-format", "varve-sys", "varve-fetch", "varve-rootfs", "varve-boot", "varve-pack"],
+        &[
+            "varve-format",
+            "varve-sys",
+            "varve-fetch",
+            "varve-rootfs",
+            "varve-boot",
+            "varve-early",
+            "varve-pack",
+        ],
     ),
     ("varve-early", &["varve-format", "varve-sys", "varve-rootfs", "varve-boot"]),
     ("varve-term", &["varve-format", "varve-sys"]),

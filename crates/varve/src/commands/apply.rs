@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use varve_agent::live::{self, Plan, Switched};
+use varve_agent::soft_reboot;
 use varve_term::Exit;
 
 use super::{Answer, Session, systemctl};
@@ -9,7 +10,37 @@ use crate::cli::Apply;
 use crate::show::apply as show;
 
 pub(crate) fn run(session: &Session<'_>, args: &Apply) -> Answer {
-    show_live(session, args)
+    if args.soft_reboot { reboot_softly(session, args) } else { show_live(session, args) }
+}
+
+/// What a soft reboot is, or would be.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct SoftReboot {
+    /// What was found.
+    #[serde(flatten)]
+    pub plan: soft_reboot::Plan,
+    /// Nothing was begun.
+    pub dry_run: bool,
+}
+
+fn reboot_softly(session: &Session<'_>, args: &Apply) -> Answer {
+    let device = session.device()?;
+    let writer = device.lock("apply", session.now)?;
+    let answer = SoftReboot { plan: soft_reboot::plan(&device)?, dry_run: args.dry_run };
+    if args.dry_run {
+        session.answer(&answer, show::soft_reboot)?;
+        let safe = answer.plan.obstacles.is_empty();
+        return Ok(if safe { Exit::Done } else { Exit::Refused });
+    }
+    soft_reboot::request(&device, &writer, &answer.plan)?;
+    drop(writer);
+    session.answer(&answer, show::soft_reboot)?;
+    if let Err(error) = systemctl(&["soft-reboot"]) {
+        soft_reboot::withdraw(&device)?;
+        return Err(error);
+    }
+    Ok(Exit::Done)
 }
 
 /// What a live change did, or would do.

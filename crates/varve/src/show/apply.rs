@@ -3,7 +3,7 @@
 use varve_agent::live::{Instead, Way};
 use varve_term::human::plural;
 
-use crate::commands::apply::Applied;
+use crate::commands::apply::{Applied, SoftReboot};
 
 pub(crate) fn live(applied: &Applied) -> String {
     let (plan, mut text) = (&applied.plan, String::new());
@@ -71,10 +71,29 @@ pub(crate) fn live(applied: &Applied) -> String {
     text
 }
 
+pub(crate) fn soft_reboot(answer: &SoftReboot) -> String {
+    let plan = &answer.plan;
+    let to = &plan.to;
+    if !plan.obstacles.is_empty() {
+        let whys: Vec<_> =
+            plan.obstacles.iter().map(|found| format!("  {}\n", found.why)).collect();
+        return format!(
+            "{to} cannot be booted without a new kernel:\n{}A reboot does it.\n",
+            whys.concat()
+        );
+    }
+    let mut text = match answer.dry_run {
+        true => format!("A soft reboot from {} would boot {to}.\n", plan.from),
+        false => format!("All programs end now and start anew in {to}.\n"),
+    };
+    text.extend(plan.stays.iter().map(|what| format!("Stays until a reboot: {what}.\n")));
+    text
+}
+
 /// The command that does what a live change cannot.
 pub(crate) fn instead(way: Instead) -> &'static str {
     match way {
-        Instead::SoftReboot => "A soft reboot or a reboot",
+        Instead::SoftReboot => "`varve apply --soft-reboot`, or a reboot,",
         Instead::Reboot => "A reboot",
     }
 }
@@ -135,11 +154,11 @@ mod tests {
         The old files are kept until they end by bash (812).
         ");
         let why = "the settings in /etc change (/etc/ssh/sshd_config)".to_owned();
-        let obstacles = vec![Obstacle { why, instead: Instead::Reboot }];
+        let obstacles = vec![Obstacle { why, instead: Instead::SoftReboot }];
         insta::assert_snapshot!(live(&applied(Plan { obstacles, ..plan() }, None)), @r"
         debian-13.1+4 cannot be shown in the place of debian-13.1:
           the settings in /etc change (/etc/ssh/sshd_config)
-        A reboot does it.
+        `varve apply --soft-reboot`, or a reboot, does it.
         ");
     }
 }

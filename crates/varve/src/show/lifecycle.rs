@@ -43,7 +43,8 @@ pub(crate) fn status(status: &Status, verbose: bool) -> String {
     text.push('\n');
     if let Some(booted) = &status.booted {
         text.push_str(&format!(
-            "Running since boot on kernel {}; the boot stage took {:.1} ms.\n",
+            "Running since {} on kernel {}; the boot stage took {:.1} ms.\n",
+            if booted.soft_reboot { "a soft reboot" } else { "boot" },
             booted.kernel,
             booted.microseconds as f64 / 1000.0
         ));
@@ -328,6 +329,7 @@ pub(crate) fn finalized(answer: &Finalized) -> String {
         Finalized::Refunded { tries } => {
             format!("The try was given back: {} left.\n", count((*tries).into()))
         }
+        Finalized::NextRoot { of } => format!("The soft reboot goes on in {of}.\n"),
     }
 }
 

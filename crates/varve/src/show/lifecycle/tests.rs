@@ -40,6 +40,7 @@ fn plain() -> Status {
         tries: None,
         selection_problem: None,
         booted: Some(Booted {
+            soft_reboot: false,
             deployment: "debian-13.2".parse().unwrap(),
             reason: "latest".to_owned(),
             stripped: 0,
