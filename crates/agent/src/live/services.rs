@@ -57,15 +57,14 @@ pub(super) fn unit_of(proc: &Path, pid: u32) -> Option<String> {
 
 fn unit_in(cgroup: &str) -> Option<String> {
     // Version 2: `0::/path`; with version 1 beside it, systemd's own is `1:name=systemd:/path`.
-    let line = cgroup.lines().find_map(|line| {
-        line.strip_prefix("0::")
-            .filter(|path| *path != "/")
-            .or_else(|| line.split_once(":name=systemd:").map(|(_, path)| path))
-    })?;
-    // Below a service that manages others (a user's manager) the outer one is what systemd
-    // knows by this name.
-    let service = line.split('/').find(|part| part.ends_with(".service"))?;
-    Some(service.to_owned())
+    // In a container the other one may be its host's.
+    cgroup.lines().find_map(|line| {
+        let path = line.strip_prefix("0::");
+        let path = path.or_else(|| line.split_once(":name=systemd:").map(|(_, path)| path))?;
+        // Below a service that manages others (a user's manager) the outer one is what
+        // systemd knows by this name.
+        path.split('/').find(|part| part.ends_with(".service")).map(str::to_owned)
+    })
 }
 
 /// Gathers the reasons by unit; the first one for each counts.
@@ -96,6 +95,7 @@ mod tests {
         assert_eq!(unit(user), "user@1.service");
         let old = "12:pids:/\n1:name=systemd:/system.slice/cron.service\n0::/\n";
         assert_eq!(unit(old), "cron.service");
+        assert_eq!(unit("9:name=systemd:/\n0::/system.slice/web.service\n"), "web.service");
     }
 
     #[test]
