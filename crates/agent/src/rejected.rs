@@ -56,19 +56,29 @@ impl Rejected {
         let Some(bytes) = state_root.read_opt(FILE, MAX_TEXT)? else {
             return Ok((Self::default(), None));
         };
-        let parsed = std::str::from_utf8(&bytes)
-            .map_err(|error| error.to_string())
-            .and_then(|text| toml::from_str(text).map_err(|error| error.message().to_owned()));
-        Ok(match parsed {
+        Ok(match Self::parse(&bytes) {
             Ok(rejected) => (rejected, None),
             Err(why) => (Self::default(), Some(why)),
         })
     }
 
+    /// Reads the file's text.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
+        toml::from_str(text).map_err(|error| error.message().to_owned())
+    }
+
+    /// The file's text.
+    pub fn to_text(&self) -> String {
+        toml::to_string(self).expect("plain data")
+    }
+
     /// Replaces the memory on the disk.
     pub fn save(&self, state_root: &Dir) -> Result<(), SysError> {
-        let text = toml::to_string(self).expect("plain data");
-        durable::replace_file(state_root, FILE, text.as_bytes(), 0o644)
+        durable::replace_file(state_root, FILE, self.to_text().as_bytes(), 0o644)
     }
 
     /// Why a release is not tried again, if so.

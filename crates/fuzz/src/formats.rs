@@ -108,7 +108,46 @@ pub(crate) fn delta_index(bytes: &[u8]) {
 
 pub(crate) fn container(bytes: &[u8]) {
     let _ = fuzzing::walk(bytes);
-    let _ = fuzzing::frame(bytes, &[0; 64 << 10]);
+}
+
+/// A text, its length before it in two bytes, and a stream that should decode to it: what
+/// the stream's encoder chose is read, and the stream made again of that.
+pub(crate) fn delta_frame(bytes: &[u8]) {
+    let Some((length, rest)) = bytes.split_first_chunk::<2>() else { return };
+    let at = usize::from(u16::from_le_bytes(*length)).min(rest.len());
+    let (text, stream) = rest.split_at(at);
+    let _ = fuzzing::frame(stream, text);
+}
+
+pub(crate) fn stored(bytes: &[u8]) {
+    varve_fetch::worker::fuzzing::stored(bytes);
+}
+
+pub(crate) fn worker_answer(bytes: &[u8]) {
+    varve_fetch::worker::fuzzing::answers(bytes);
+}
+
+pub(crate) fn rejected(bytes: &[u8]) {
+    use varve_agent::rejected::Rejected;
+    if let Ok(rejected) = Rejected::parse(bytes) {
+        assert_eq!(Rejected::parse(rejected.to_text().as_bytes()), Ok(rejected));
+    }
+}
+
+/// Three texts, apart by zero bytes: of a settings file, and of the accounts.
+pub(crate) fn three_way(bytes: &[u8]) {
+    let mut texts = bytes.splitn(3, |&byte| byte == 0);
+    let [base, ours, theirs] = [(); 3].map(|()| texts.next().unwrap_or_default());
+    for path in [&b"etc/settings"[..], b"etc/passwd", b"etc/group", b"etc/subuid"] {
+        let merge = |ours, theirs| varve_rootfs::three_way::merge(path, base, ours, theirs);
+        let _ = merge(ours, theirs);
+        // Where one side changed nothing, the other's text is taken as it is.
+        if path == b"etc/settings" && !bytes.is_empty() {
+            let text = std::str::from_utf8(ours).is_ok() && std::str::from_utf8(base).is_ok();
+            assert!(!text || merge(ours, base).as_deref() == Some(ours));
+            assert!(!text || merge(base, ours).as_deref() == Some(ours));
+        }
+    }
 }
 
 /// A whole delta, head and all, from the release of [`OLD`].

@@ -138,7 +138,8 @@ macro_rules! targets {
 
 targets! {
     manifest pack_index release_record deployment_record layer_record layer_file selection config
-    history boot_report command_line mountinfo delta_index delta_open delta_apply container tar oci tuf
+    history boot_report command_line mountinfo delta_index delta_open delta_apply container delta_frame
+    stored worker_answer rejected three_way tar oci tuf
 }
 
 #[test]

@@ -61,6 +61,9 @@ struct Arguments {
     /// Take out each safety step in turn; each must be noticed.
     #[arg(long)]
     faults: bool,
+    /// With --faults: only the steps whose names begin so, such as `check.`.
+    #[arg(long, default_value = "")]
+    step: String,
     /// Let reads and writes of the disk fail instead of the power: so many failures of each
     /// scenario.
     #[arg(long, value_name = "FAILURES")]
@@ -432,6 +435,10 @@ fn faults(
     for scenario in scenarios {
         for fs in file_systems {
             let here = format!("{} on {}", scenario.name(), fs.name);
+            if until.is_some_and(|until| Instant::now() >= until) {
+                say!("{here}: left out, the time is over");
+                continue;
+            }
             say!("{here}");
             let scratch = fresh(Path::new(PLACE))?;
             let (steps, known) = {
@@ -442,6 +449,9 @@ fn faults(
                 say!("  there without any fault, and not counted: {finding}");
             }
             for (step, passed) in steps {
+                if !step.starts_with(&arguments.step) {
+                    continue;
+                }
                 if verdicts.get(&step).is_some_and(|(_, verdict)| verdict.states.is_some()) {
                     continue;
                 }

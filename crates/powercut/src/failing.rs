@@ -149,6 +149,9 @@ pub fn run(case: &Case<'_>, count: usize, seed: u64) -> Result<Outcome> {
         let before = Before { facts: facts.clone(), marks: tried.marks };
         findings.extend(case.judge_image(&tried.image, &site, &before, true));
         findings.retain(|finding| !case.known.contains(finding));
+        if let (false, Err(why)) = (findings.is_empty(), &tried.ran) {
+            findings.push(format!("when it happened it said: {why}"));
+        }
         if !findings.is_empty() {
             outcome.failing.push((name, findings));
         }

@@ -20,7 +20,7 @@ use varve_publish::Role;
 use varve_rootfs::Store;
 
 use crate::acts::{self, Settings, TRIES, fails, mark_history, none, passes, upgrade};
-use crate::machine::{Machine, holds, words};
+use crate::machine::{Machine, Running, holds, words};
 use crate::releases::{Published, Weight, name};
 use crate::scenario::{Before, Finding, Mark, Scenario, SharedMark, Site};
 use crate::user;
@@ -157,6 +157,12 @@ impl Life {
         let context = machine.context();
         let running = machine.boot()?;
         let (device, writer) = running.open(machine)?;
+        // A disk that cannot be written boots what is no trial, and spends nothing.
+        let noted = |running: &Running, tries: u64| {
+            if running.report.try_spent {
+                mark(format!("spent {tries}"));
+            }
+        };
         match self.about {
             About::Upgrade => {
                 let did = upgrade(machine, &device, &writer, mark)?;
@@ -166,11 +172,11 @@ impl Life {
                 }
             }
             About::Trial => {
-                mark("spent 1".to_owned());
+                noted(&running, 1);
                 drop((device, writer));
                 running.shut_down()?;
                 let running = machine.boot()?;
-                mark("spent 2".to_owned());
+                noted(&running, 2);
                 let (device, writer) = running.open(machine)?;
                 lifecycle::after_boot(&device, &writer, &context, &passes).map_err(words)?;
                 mark("confirmed".to_owned());
@@ -179,7 +185,7 @@ impl Life {
                 return running.shut_down();
             }
             About::FailedTrial => {
-                mark("spent 1".to_owned());
+                noted(&running, 1);
                 lifecycle::after_boot(&device, &writer, &context, &fails).map_err(words)?;
                 mark("turned back".to_owned());
                 mark_history(&device.store, mark)?;

@@ -102,7 +102,12 @@ pub fn run(wish: &Wish<'_>, told: Told<'_>) -> Result<Survived> {
                 let begun = &begun;
                 scope.spawn(move || {
                     let say = |line: &str| told(&format!("machine {number}: {line}"));
-                    machine(wish, number, begun, &say)
+                    let lived = machine(wish, number, begun, &say);
+                    if let Err(error) = &lived {
+                        // Told now: the other machines live on for long.
+                        say(&format!("the rig fails: {}", error.chain()));
+                    }
+                    lived
                 })
             })
             .collect();

@@ -35,7 +35,7 @@ pub mod space;
 pub mod stage;
 pub mod state;
 pub mod store;
-mod three_way;
+pub mod three_way;
 mod tree;
 pub mod verify;
 pub mod view;

@@ -68,7 +68,7 @@ pub enum MergeError {
     },
     /// The merged stack is not what the deployment's manifest says. It was deleted; the
     /// old layers boot as before.
-    #[error("the merged layers differ from the deployment's manifest in {} paths", report.count)]
+    #[error("the merged layers differ from the deployment's manifest in {}", report.in_words())]
     Differs {
         /// How.
         report: Box<Report>,

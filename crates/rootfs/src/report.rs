@@ -29,6 +29,13 @@ impl Report {
         self.count == 0
     }
 
+    /// How many paths differ, and how the first of them does: a disk that cannot be read is
+    /// told from a content that is another.
+    pub(crate) fn in_words(&self) -> String {
+        let first = self.differences.first().map(|first| format!(", the first: {first}"));
+        format!("{} paths{}", self.count, first.unwrap_or_default())
+    }
+
     pub(crate) fn take(&mut self, other: Self) {
         self.differences.extend(other.differences);
         self.count += other.count;

@@ -74,7 +74,7 @@ pub enum StageError {
         path: TreePath,
     },
     /// What was staged is not what the release's manifest says. It was deleted.
-    #[error("what was staged differs from its manifest in {} paths", report.count)]
+    #[error("what was staged differs from its manifest in {}", report.in_words())]
     Differs {
         /// How.
         report: Box<Report>,

@@ -23,7 +23,7 @@ const ACCOUNTS: [(&[u8], bool); 6] = [
 
 /// Merges what `ours` changed over `base` into `theirs`. `path` is that of the file in
 /// the tree. None when it is not text, or both changed the same place.
-pub(crate) fn merge(path: &[u8], base: &[u8], ours: &[u8], theirs: &[u8]) -> Option<Vec<u8>> {
+pub fn merge(path: &[u8], base: &[u8], ours: &[u8], theirs: &[u8]) -> Option<Vec<u8>> {
     let is_text = |bytes: &[u8]| std::str::from_utf8(bytes).is_ok() && !bytes.contains(&0);
     if ![base, ours, theirs].into_iter().all(is_text) {
         return None;

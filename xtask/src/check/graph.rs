@@ -83,6 +83,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "varve-build",
             "varve-delta",
             "varve-fetch",
+            "varve-rootfs",
             "varve-boot",
             "varve-agent",
         ],

@@ -73,13 +73,16 @@ fn words(error: impl std::error::Error) -> String {
     varve_sys::whole_message(&error)
 }
 
-fn frame(frames: &mut zstd::bulk::Decompressor<'_>, body: &mut Taken<'_>) -> Answer<Vec<u8>> {
+pub(super) fn frame(
+    frames: &mut zstd::bulk::Decompressor<'_>,
+    body: &mut Taken<'_>,
+) -> Answer<Vec<u8>> {
     let size = usize::try_from(body.number().map_err(words)?).map_err(words)?;
     frames.decompress(body.0, size).map_err(words)
 }
 
 /// Gives one byte more than `size` at most, so that the manager sees that there is more.
-fn text(body: &mut Taken<'_>) -> Answer<Vec<u8>> {
+pub(super) fn text(body: &mut Taken<'_>) -> Answer<Vec<u8>> {
     let size = body.number().map_err(words)?;
     let mut decoder = zstd::Decoder::new(body.0).map_err(words)?;
     decoder.window_log_max(MAX_WINDOW_LOG).map_err(words)?;

@@ -140,7 +140,7 @@ fn refused(text: &[u8]) -> WorkerError {
     WorkerError::Refused { reason: String::from_utf8_lossy(text).into_owned() }
 }
 
-fn opened(answer: &[u8]) -> io::Result<Opened> {
+pub(super) fn opened(answer: &[u8]) -> io::Result<Opened> {
     let mut fields = Taken(answer);
     let to = ReleaseDigest(fields.array()?);
     let length = fields.number()?;
@@ -163,7 +163,7 @@ fn opened(answer: &[u8]) -> io::Result<Opened> {
     Ok(Opened { to, length, manifest, groups, needs })
 }
 
-fn leavings(fields: &mut Taken<'_>) -> io::Result<Leavings> {
+pub(super) fn leavings(fields: &mut Taken<'_>) -> io::Result<Leavings> {
     let _made = fields.number()?;
     let mut left = Vec::new();
     for _ in 0..fields.count(56)? {

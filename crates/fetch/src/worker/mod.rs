@@ -18,9 +18,12 @@
 //! | `decode` | the worker's side: frames, documents, deltas |
 //! | `decoder` | the manager's side of it |
 //! | `wire` | messages |
+//! | `fuzzing` | ways in for the fuzzers |
 
 mod decode;
 pub(crate) mod decoder;
+#[doc(hidden)]
+pub mod fuzzing;
 mod wire;
 
 use std::ffi::OsString;
