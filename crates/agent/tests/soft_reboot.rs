@@ -1,5 +1,5 @@
 //! What boots next, put together for a soft reboot: real mounts, by the boot stage's code.
-//! Needs root; says so without. systemd's own part is in the VM tests.
+//! Needs root; says so without. systemd's own part, from /run/nextroot on, is not tested here.
 
 #![allow(clippy::disallowed_methods, reason = "scratch files of a test")]
 
