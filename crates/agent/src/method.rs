@@ -10,7 +10,7 @@
 
 use serde::Deserialize;
 use varve_format::ReleaseDigest;
-use varve_format::delta::{DeltaRef, GroupCost};
+use varve_format::delta::{DeltaRef, GRAIN, GroupCost};
 
 /// How many deltas may follow each other.
 pub const MAX_STEPS: usize = 3;
@@ -145,7 +145,9 @@ fn way(path: &[&Offered], means: &Means) -> (Way, Way) {
         groups.retain(|&g| {
             let group = &delta.groups[g];
             // Of a step in between, what the next is made of is not known by its list.
-            let worth = at < last || is_worth(group, means);
+            // What lies in one grain with the head comes with it.
+            let comes_along = delta.size <= GRAIN && means.prefer == Prefer::Bytes;
+            let worth = at < last || comes_along || is_worth(group, means);
             let used = worth && group.memory <= means.memory && group.cpu <= cpu;
             if used {
                 cpu -= group.cpu;
