@@ -14,6 +14,7 @@ use varve_format::{DeploymentName, LayerName};
 use varve_rootfs::assemble::{Care, execute};
 use varve_rootfs::mount::{Options, Top, plan};
 use varve_rootfs::{Deployment, Store, StoreError};
+use varve_sys::console::Asked as Keys;
 use varve_sys::mount::{Access, MountError, Reach, bind_detached, make_writable, unmount_lazily};
 use varve_sys::{Dir, SysError, durable, whole_message};
 
@@ -120,35 +121,43 @@ impl Records {
         Ok(Records { store, selection, deployments, asked, warnings })
     }
 
-    /// Reads while the file system is made writable: one waits for the journal, the other
-    /// for inodes. A disk that cannot be written is a warning: the system boots, and forgets.
-    fn read_meanwhile(physical_root: &Dir, place: &Path) -> Result<Records, StoreError> {
-        let make_writable = || make_writable(rustix::fs::CWD, place);
-        let (records, writable) = std::thread::scope(|scope| {
-            match std::thread::Builder::new().spawn_scoped(scope, make_writable) {
+    /// Reads while the file system is made writable and the keyboard looked at: one waits for
+    /// inodes, the other for the journal. A disk that cannot be written is a warning: the
+    /// system boots, and forgets.
+    fn read_meanwhile(
+        physical_root: &Dir,
+        place: &Path,
+        machine: &Machine,
+    ) -> Result<(Records, Keys), StoreError> {
+        let meanwhile = || {
+            let mut warnings = Vec::new();
+            if let Err(error) = make_writable(rustix::fs::CWD, place) {
+                warnings.push(whole_message(&error));
+            }
+            let keys = machine.keys(&mut warnings);
+            (keys, warnings)
+        };
+        let (records, (keys, mut warnings)) = std::thread::scope(|scope| {
+            match std::thread::Builder::new().spawn_scoped(scope, meanwhile) {
                 Ok(thread) => {
                     let records = Records::read(physical_root);
-                    let writable = thread.join();
-                    (records, writable.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                    let done = thread.join();
+                    (records, done.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
                 }
                 // No room for a thread: one after the other.
                 Err(_) => {
-                    let writable = make_writable();
-                    (Records::read(physical_root), writable)
+                    let done = meanwhile();
+                    (Records::read(physical_root), done)
                 }
             }
         });
         let mut records = match records {
             // A directory of ours is missing, and could not be made yet.
-            Err(StoreError::Sys(error)) if error.is_read_only() && writable.is_ok() => {
-                Records::read(physical_root)?
-            }
+            Err(StoreError::Sys(error)) if error.is_read_only() => Records::read(physical_root)?,
             other => other?,
         };
-        if let Err(error) = writable {
-            records.warnings.insert(0, whole_message(&error));
-        }
-        Ok(records)
+        warnings.append(&mut records.warnings);
+        Ok((Records { warnings, ..records }, keys))
     }
 }
 
@@ -159,18 +168,15 @@ fn boot_from(
     machine: &Machine,
 ) -> Result<Outcome, StageError> {
     let Seen { physical_root, begun, mut clock } = seen;
-    let records = Records::read_meanwhile(&physical_root, &places.physical);
-    let Records { store, selection, deployments, mut asked, mut warnings } =
-        records.map_err(StageError::Store)?;
+    let read = Records::read_meanwhile(&physical_root, &places.physical, machine);
+    let (records, keys) = read.map_err(StageError::Store)?;
+    let Records { store, selection, deployments, mut asked, mut warnings } = records;
     let (wishes, bad) = Wishes::read(|key| machine.command_line.value(key));
     warnings.extend(bad);
-    clock.done("records");
-    let keys = machine.keys(&mut warnings);
     if keys.pressed {
         asked.nothing();
     }
-
-    clock.done("keys");
+    clock.done("records");
     let mut stage = Stage {
         store,
         target,
