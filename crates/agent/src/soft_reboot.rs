@@ -132,7 +132,12 @@ pub(crate) fn at_shutdown(
     device: &Device,
     context: &Context<'_>,
 ) -> Result<Option<DeploymentName>> {
-    let run = run(device)?;
+    // On a device that is not running, or that Varve has not booted, nobody can have asked.
+    let run = match run(device) {
+        Err(Error::NotRunning) => return Ok(None),
+        Err(Error::Sys(error)) if error.is_not_found() => return Ok(None),
+        other => other?,
+    };
     if run.stat_opt(REQUEST)?.is_none() {
         return Ok(None);
     }

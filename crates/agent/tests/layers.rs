@@ -178,8 +178,8 @@ fn an_upgrade_carries_layers_and_says_what_they_hide() {
     lab.publish("r2");
     lab.upgrade();
     accept(&lab);
-    // A real program, made to need a library that goes away: one name of this very file.
-    let mut program = fs::read("/proc/self/exe").unwrap();
+    // A real program, made to need a library that goes away.
+    let mut program = fs::read("/bin/sh").unwrap();
     let at = program.windows(10).position(|part| part == b"libc.so.6\0").unwrap();
     program[at..at + 10].copy_from_slice(b"libold.so\0");
     let mine = source(
