@@ -210,12 +210,15 @@ fn digest(path: &Path) -> std::io::Result<ContentDigest> {
     }
 }
 
-/// Unmounts everything at and below a path, the newest first.
+/// Unmounts everything at and below a path: what lies below before what it lies on, which
+/// may have been made after it; at one place the newest first.
 fn unmount_below(path: &Path) -> std::io::Result<()> {
     let text = std::fs::read("/proc/self/mountinfo")?;
-    let mounts = parse_mountinfo(&text).map_err(std::io::Error::other)?;
+    let mut mounts = parse_mountinfo(&text).map_err(std::io::Error::other)?;
+    mounts.retain(|mount| mount.mount_point.starts_with(path));
+    mounts.sort_by_key(|mount| mount.mount_point.components().count());
     let patience = Instant::now() + Duration::from_secs(5);
-    for mount in mounts.iter().rev().filter(|mount| mount.mount_point.starts_with(path)) {
+    for mount in mounts.iter().rev() {
         loop {
             match rustix::mount::unmount(&mount.mount_point, UnmountFlags::empty()) {
                 // A program that another thread is just starting holds it for a moment.
