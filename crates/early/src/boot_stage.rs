@@ -16,6 +16,7 @@ use varve_rootfs::mount::{Options, Top, plan};
 use varve_rootfs::{Deployment, Store, StoreError};
 use varve_sys::console::Asked as Keys;
 use varve_sys::mount::{Access, MountError, Reach, bind_detached, make_writable, unmount_lazily};
+use varve_sys::task::both;
 use varve_sys::{Dir, SysError, durable, whole_message};
 
 use crate::look::{self, Machine};
@@ -137,20 +138,7 @@ impl Records {
             let keys = machine.keys(&mut warnings);
             (keys, warnings)
         };
-        let (records, (keys, mut warnings)) = std::thread::scope(|scope| {
-            match std::thread::Builder::new().spawn_scoped(scope, meanwhile) {
-                Ok(thread) => {
-                    let records = Records::read(physical_root);
-                    let done = thread.join();
-                    (records, done.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                }
-                // No room for a thread: one after the other.
-                Err(_) => {
-                    let done = meanwhile();
-                    (Records::read(physical_root), done)
-                }
-            }
-        });
+        let (records, (keys, mut warnings)) = both(|| Records::read(physical_root), meanwhile);
         let mut records = match records {
             // A directory of ours is missing, and could not be made yet.
             Err(StoreError::Sys(error)) if error.is_read_only() => Records::read(physical_root)?,

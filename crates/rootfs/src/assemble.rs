@@ -11,11 +11,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::{panic, thread};
 
 use varve_sys::mount::{
     self, Access, Overlay, Reach, Upper, bind_detached, overlay_detached, tmpfs_detached,
 };
+use varve_sys::task::both;
 use varve_sys::{Attributes, Dir, SysError, durable, whole_message};
 
 use crate::mount::{AssembleError, MountPlan, SOURCE, Step, Top, show};
@@ -124,20 +124,19 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// Makes the mounts of all steps, every other one by a thread of its own; none for what
-    /// no thread could be had for.
+    /// could not be begun.
     fn make_all(&self, steps: &[Step]) -> Vec<Option<Result<Made, AssembleError>>> {
-        let every_other = |first: usize| -> Vec<_> {
+        let every_other = |first: usize| {
             let steps = || steps.iter().skip(first).step_by(2);
-            self.at_store(|| Ok(steps().map(|step| self.make(step)).collect())).unwrap_or_default()
+            let made: Result<Vec<_>, _> =
+                self.at_store(|| Ok(steps().map(|step| self.make(step)).collect()));
+            made.unwrap_or_default().into_iter()
         };
-        let (mut even, mut odd) = std::thread::scope(|scope| {
-            let thread = thread::Builder::new().spawn_scoped(scope, || every_other(1));
-            let even = every_other(0);
-            let odd = thread.ok().map(|thread| {
-                thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic)).into_iter()
-            });
-            (even.into_iter(), odd.unwrap_or_default())
-        });
+        let (mut even, mut odd) = match steps {
+            // Nothing to share.
+            [_] => (every_other(0), Vec::new().into_iter()),
+            _ => both(|| every_other(0), || every_other(1)),
+        };
         let mut take =
             |index: usize| if index.is_multiple_of(2) { even.next() } else { odd.next() };
         (0..steps.len()).map(&mut take).collect()

@@ -34,6 +34,22 @@ impl Cancel {
     }
 }
 
+/// Does two things at once, the second on a thread of its own; one after the other where no
+/// thread can be had.
+pub fn both<A, B: Send>(first: impl FnOnce() -> A, second: impl Fn() -> B + Sync) -> (A, B) {
+    std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, &second) {
+        Ok(thread) => {
+            let first = first();
+            let second = thread.join();
+            (first, second.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        }
+        Err(_) => {
+            let second = second();
+            (first(), second)
+        }
+    })
+}
+
 /// What a phase's numbers count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unit {
@@ -65,4 +81,23 @@ impl Progress for Silent {
     fn begin(&self, _phase: &str, _unit: Unit, _total: Option<u64>) {}
     fn advance(&self, _amount: u64) {}
     fn end(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_are_done_at_once() {
+        let meet = std::sync::Barrier::new(2);
+        let first = || {
+            meet.wait();
+            1
+        };
+        let second = || {
+            meet.wait();
+            "two"
+        };
+        assert_eq!(both(first, second), (1, "two"));
+    }
 }
