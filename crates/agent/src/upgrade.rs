@@ -184,11 +184,7 @@ pub fn prepare(
             }
             let record = metadata.record(&release.name, &sources, context.cancel)?;
             let base = base(&observed).cloned();
-            let check = match device.config.verify {
-                // The base itself is read while what is missing is on its way.
-                Verify::Full if !dry_run => SourceCheck::Known(&[]),
-                _ => SourceCheck::Trust,
-            };
+            let check = if dry_run { SourceCheck::Trust } else { source_check(device) };
             let look = deltas::Look {
                 device,
                 observed: &observed,
@@ -233,6 +229,15 @@ pub fn prepare(
         way,
         sources,
     })))
+}
+
+/// How a plan looks at what is here. The base itself is read later, while what is missing is on
+/// its way; until then it is taken for whole.
+fn source_check(device: &Device) -> SourceCheck<'static> {
+    match device.config.verify {
+        Verify::Full => SourceCheck::Known(&[]),
+        Verify::New => SourceCheck::Trust,
+    }
 }
 
 /// Refuses what this device does not take.
@@ -336,6 +341,8 @@ fn plan_stage(
     let name = store.free_deployment_name(release.name.as_str())?;
     let layers = base.as_ref().map_or(&[][..], |base| base.record.stack.layers());
     let merge = plan::layers_to_merge(layers, &device.config);
+    // What is merged first is planned again afterwards: then what others have is read, not twice.
+    let check = if merge.is_empty() { check } else { SourceCheck::Trust };
     let stage = layout::of(device.config.layout).plan(&Request {
         store,
         base: base.as_ref(),

@@ -20,11 +20,10 @@ use varve_format::{ContentDigest, DeploymentName, LayerName, TreePath};
 use varve_sys::task::{Cancel, Progress};
 
 use crate::layer::{self, Shape};
-use crate::locate;
 use crate::sources;
 use crate::stage::{StageError, Staged};
 use crate::store::{Deployment, Store, StoreError};
-use crate::verify::{Difference, VerifyError};
+use crate::verify::{Contents, Difference, VerifyError, verify_all};
 
 /// The deepest directory that a device holds: each level costs an open descriptor.
 pub const MAX_DEPTH: usize = 200;
@@ -293,8 +292,7 @@ fn plan(
     };
     let damaged = match (&old, request.check) {
         (Some((base, old)), SourceCheck::Contents) => {
-            let dirs = store.stack_dirs(&base.record.stack)?;
-            locate::damaged(dirs, old, request.progress, request.cancel)?
+            differences(store, base, old, request.progress, request.cancel)?
         }
         (Some(_), SourceCheck::Known(damaged)) => damaged.to_vec(),
         _ => Vec::new(),
@@ -342,8 +340,20 @@ pub fn damaged(
         Err(StoreError::NoManifest { .. }) => return Ok(Vec::new()),
         other => other?,
     };
+    differences(store, base, &manifest, progress, cancel)
+}
+
+/// All that is not as the manifest says.
+fn differences(
+    store: &Store,
+    base: &Deployment,
+    manifest: &Manifest,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<Vec<Difference>, PlanError> {
     let dirs = store.stack_dirs(&base.record.stack)?;
-    Ok(locate::damaged(dirs, &manifest, progress, cancel)?)
+    let all = verify_all(dirs, manifest, Contents::Everything, usize::MAX, progress, cancel)?;
+    Ok(all.differences)
 }
 
 fn check_holdable(manifest: &Manifest) -> Result<(), PlanError> {

@@ -15,14 +15,13 @@ use varve_format::deployment::Stack;
 use varve_format::manifest::Manifest;
 use varve_format::tree::Kind;
 use varve_format::{ContentDigest, DeploymentName, LayerName, TreePath};
-use varve_sys::task::{Cancel, Progress};
 use varve_sys::{Dir, Stat};
 
 use crate::content::Reader;
 use crate::layer;
 use crate::layout::SourceCheck;
 use crate::store::{Deployment, Store, StoreError};
-use crate::verify::{Contents, Difference, VerifyError, verify_all};
+use crate::verify::Difference;
 use crate::view::MergedWalk;
 
 /// Finds paths in a deployment, as its mount shows them.
@@ -191,15 +190,4 @@ impl ContentIndex {
     pub(crate) fn into_deployments(self) -> Vec<DeploymentName> {
         self.deployments
     }
-}
-
-/// Reads a whole deployment: everything that is not as its manifest says.
-pub(crate) fn damaged(
-    layers: Vec<Dir>,
-    manifest: &Manifest,
-    progress: &dyn Progress,
-    cancel: &Cancel,
-) -> Result<Vec<Difference>, VerifyError> {
-    let all = verify_all(layers, manifest, Contents::Everything, usize::MAX, progress, cancel)?;
-    Ok(all.differences)
 }

@@ -15,7 +15,7 @@ use varve_rootfs::verify::{Difference, Level};
 use varve_rootfs::{Deployment, Details, Needed, SourceCheck, Store};
 use varve_sys::{Dir, SysError, space};
 
-use super::{Context, Parts, Ready, Way, base, divide, plan_contents};
+use super::{Context, Parts, Ready, Way, base, divide, plan_contents, source_check};
 use crate::config::Verify;
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
@@ -282,7 +282,9 @@ fn without(
     let stage = plan_stage(device, base, &parts, plan, SourceCheck::Known(damaged), context)?;
     let parts = Parts { stage, ..parts };
     let left = missing(device, &parts.stage)?;
-    fetch_more(device, &parts, &left, plan, sources, context)?;
+    if !left.is_empty() {
+        fetch_more(device, &parts, &left, plan, sources, context)?;
+    }
     Ok(parts)
 }
 
@@ -343,10 +345,7 @@ fn merge_first(
         return Ok(parts);
     };
     let base = crate::merge::merge(device, writer, base, context)?;
-    let check = match device.config.verify {
-        Verify::Full => SourceCheck::Known(&[]),
-        Verify::New => SourceCheck::Trust,
-    };
+    let check = source_check(device);
     let stage = plan_stage(device, &base, &parts, plan, check, context)?;
     let (_, by_packs) = divide(&stage, parts.chain.as_ref());
     let contents = plan_contents(device, &parts.record, &by_packs, sources, context)?;
