@@ -10,7 +10,6 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
@@ -26,9 +25,9 @@ use varve_agent::upgrade::Context;
 use varve_boot::report::BootReport;
 use varve_early::{Machine as Hardware, Outcome};
 use varve_fetch::Patience;
+use varve_format::DeploymentName;
 use varve_format::tree::Kind;
-use varve_format::verity::ContentHasher;
-use varve_format::{ContentDigest, DeploymentName};
+use varve_rootfs::content;
 use varve_rootfs::verify::{Contents, verify};
 use varve_rootfs::{Deployment, Store};
 use varve_sys::Dir;
@@ -176,7 +175,8 @@ impl Running {
             if state.iter().any(|state| path.starts_with(state)) {
                 continue;
             }
-            let found = digest(&self.root.join(path))
+            let found = File::open(self.root.join(path))
+                .and_then(|file| content::digest_of(&file))
                 .map_err(|error| format!("{}: {error}", entry.path))?;
             if found != *content {
                 return Err(format!("the booted system shows another {}", entry.path));
@@ -195,18 +195,6 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = unmount_below(&self.root);
         let _ = unmount_below(&self.run);
-    }
-}
-
-fn digest(path: &Path) -> std::io::Result<ContentDigest> {
-    let mut file = File::open(path)?;
-    let mut hasher = ContentHasher::new();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hasher.finish()),
-            got => hasher.update(&buffer[..got]),
-        }
     }
 }
 

@@ -124,7 +124,7 @@ fn apply(delta: &Delta, stream: &UnixStream, body: &mut Taken<'_>) -> Answer<Vec
     let limits = Limits { memory, threads: THREADS };
     let applied = delta.apply(&asker, &asker, &asker, limits).map_err(words)?;
     let mut out = Fields::default();
-    out.number(applied.made as u64).number(applied.left.len() as u64);
+    out.number(applied.left.len() as u64);
     for (digest, size, why) in applied.left {
         let (why, bytes) = match why {
             Left::Memory(bytes) => (0, bytes),

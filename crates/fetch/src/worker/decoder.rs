@@ -164,7 +164,6 @@ pub(super) fn opened(answer: &[u8]) -> io::Result<Opened> {
 }
 
 pub(super) fn leavings(fields: &mut Taken<'_>) -> io::Result<Leavings> {
-    let _made = fields.number()?;
     let mut left = Vec::new();
     for _ in 0..fields.count(56)? {
         let digest = ContentDigest(fields.array()?);

@@ -33,7 +33,7 @@ fn check_length(check: u8) -> usize {
 }
 
 /// A number of seven bits a byte.
-fn number(bytes: &[u8], at: &mut usize) -> Option<u64> {
+pub(super) fn number(bytes: &[u8], at: &mut usize) -> Option<u64> {
     let mut value = 0;
     for shift in (0..63).step_by(7) {
         let byte = *bytes.get(*at)?;

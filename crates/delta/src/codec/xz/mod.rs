@@ -8,6 +8,8 @@ use std::io::Read;
 use liblzma::stream::{Check, Filters, LzmaOptions, MtStreamBuilder, Stream};
 
 use super::Decoded;
+#[cfg(feature = "make")]
+use frame::number;
 pub(crate) use lzma::LONGEST;
 
 /// The most text in a chunk of LZMA2, in bytes.
@@ -156,18 +158,4 @@ fn first_block(stream: &[u8]) -> Option<u64> {
     let mut at = 14;
     number(stream, &mut at)?;
     number(stream, &mut at)
-}
-
-#[cfg(feature = "make")]
-fn number(stream: &[u8], at: &mut usize) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..63).step_by(7) {
-        let byte = *stream.get(*at)?;
-        *at += 1;
-        value |= u64::from(byte & 127) << shift;
-        if byte < 128 {
-            return Some(value);
-        }
-    }
-    None
 }
