@@ -13,6 +13,7 @@ use varve_powercut::disk::{FILE_SYSTEMS, FileSystem, run};
 use varve_powercut::failing;
 use varve_powercut::run::{Case, Deep, Outcome, replay};
 use varve_powercut::scenario::{self, Scenario};
+use varve_powercut::server::{self, Host};
 use varve_powercut::vm::{self, Moment, Wish};
 use varve_powercut::{Result, RigError};
 
@@ -24,6 +25,7 @@ macro_rules! say {
     }};
 }
 
+/// Tells the process that does the work which one started it, outside.
 const INSIDE: &str = "VARVE_POWERCUT_INSIDE";
 const PLACE: &str = "/run/varve-powercut";
 
@@ -87,11 +89,19 @@ struct Arguments {
 }
 
 pub(crate) fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    if std::env::var_os(INSIDE).is_none() {
-        return enter();
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|first| first == server::ARGUMENT) {
+        return ended(server::serve(words).map(|()| true));
     }
-    match work(&arguments) {
+    let arguments = Arguments::parse();
+    match std::env::var(INSIDE) {
+        Ok(outside) => ended(host(&outside).and_then(|host| work(&arguments, &host))),
+        Err(_) => enter(),
+    }
+}
+
+fn ended(done: Result<bool>) -> ExitCode {
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -107,16 +117,14 @@ fn enter() -> ExitCode {
         eprintln!("error: the power-cut rig mounts file systems: run it as root");
         return ExitCode::from(2);
     }
-    let itself = match std::env::current_exe() {
+    let itself = match itself() {
         Ok(path) => path,
-        Err(error) => {
-            eprintln!("error: cannot find this program: {error}");
-            return ExitCode::from(2);
-        }
+        Err(error) => return ended(Err(error)),
     };
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private"]).arg(itself);
-    command.args(std::env::args_os().skip(1)).env(INSIDE, "1");
+    command.args(std::env::args_os().skip(1));
+    command.env(INSIDE, std::process::id().to_string());
     match command.status() {
         Ok(status) => ExitCode::from(u8::try_from(status.code().unwrap_or(2)).unwrap_or(2)),
         Err(error) => {
@@ -126,13 +134,35 @@ fn enter() -> ExitCode {
     }
 }
 
-fn work(arguments: &Arguments) -> Result<bool> {
+fn itself() -> Result<PathBuf> {
+    let failed = |source| RigError::Io { operation: "find", path: "this program".into(), source };
+    std::env::current_exe().map_err(failed)
+}
+
+/// Who serves disks to this process, which process `outside` started. It ends with that one.
+fn host(outside: &str) -> Result<Host> {
+    let failed = |source: rustix::io::Errno| RigError::Io {
+        operation: "end with",
+        path: format!("process {outside}").into(),
+        source: source.into(),
+    };
+    let with_it = Some(rustix::process::Signal::KILL);
+    rustix::process::set_parent_process_death_signal(with_it).map_err(failed)?;
+    // It may have ended before that.
+    if std::os::unix::process::parent_id().to_string() != outside {
+        return Err(failed(rustix::io::Errno::SRCH));
+    }
+    let outside = PathBuf::from(format!("/proc/{outside}/ns/mnt"));
+    Ok(Host { program: itself()?, outside: Some(outside) })
+}
+
+fn work(arguments: &Arguments, host: &Host) -> Result<bool> {
     let place = Path::new(PLACE);
     let failed = |source| RigError::Io { operation: "make", path: place.into(), source };
     std::fs::create_dir_all(place).map_err(failed)?;
     run("mount", &["-t", "tmpfs", "-o", "size=75%,mode=0700", "varve-powercut", PLACE])?;
     if let Some(file) = &arguments.replay {
-        return replayed(file, place);
+        return replayed(host, file, place);
     }
     if let Some(cuts) = arguments.vm {
         return machines(arguments, cuts);
@@ -145,15 +175,15 @@ fn work(arguments: &Arguments) -> Result<bool> {
     };
     let until = until(arguments);
     if arguments.faults {
-        return faults(arguments, &file_systems, &scenarios, until);
+        return faults(arguments, host, &file_systems, &scenarios, until);
     }
     if let Some(count) = arguments.errors {
-        return errors(arguments, count, &file_systems, &scenarios, until);
+        return errors(arguments, host, count, &file_systems, &scenarios, until);
     }
     let mut seed = arguments.seed;
     let mut good = true;
     loop {
-        good &= once(arguments, &file_systems, &scenarios, seed, until)?;
+        good &= once(arguments, host, &file_systems, &scenarios, seed, until)?;
         let on = arguments.hours.is_some() && until.is_some_and(|until| Instant::now() < until);
         if !on {
             return Ok(good);
@@ -188,6 +218,7 @@ fn file_systems(arguments: &Arguments) -> Result<Vec<&'static FileSystem>> {
 
 fn case<'a>(
     arguments: &'a Arguments,
+    host: &'a Host,
     scenario: &'a dyn Scenario,
     fs: &'static FileSystem,
     scratch: &'a Path,
@@ -196,6 +227,7 @@ fn case<'a>(
     Case {
         scenario,
         fs,
+        host,
         scratch,
         keep: Some(&arguments.keep),
         first_only: false,
@@ -220,6 +252,7 @@ fn fresh(place: &Path) -> Result<PathBuf> {
 
 fn once(
     arguments: &Arguments,
+    host: &Host,
     file_systems: &[&'static FileSystem],
     scenarios: &[Box<dyn Scenario>],
     seed: u64,
@@ -246,7 +279,7 @@ fn once(
                 continue;
             }
             let scratch = fresh(Path::new(PLACE))?;
-            let case = case(arguments, &**scenario, fs, &scratch, until);
+            let case = case(arguments, host, &**scenario, fs, &scratch, until);
             let recorded = case.record()?;
             let outcome = case.judge(&recorded, arguments.states, deep, seed)?;
             say!(
@@ -340,6 +373,7 @@ fn machines(arguments: &Arguments, cuts: usize) -> Result<bool> {
 
 fn errors(
     arguments: &Arguments,
+    host: &Host,
     count: usize,
     file_systems: &[&'static FileSystem],
     scenarios: &[Box<dyn Scenario>],
@@ -364,7 +398,7 @@ fn errors(
                 continue;
             }
             let scratch = fresh(Path::new(PLACE))?;
-            let case = case(arguments, &**scenario, fs, &scratch, None);
+            let case = case(arguments, host, &**scenario, fs, &scratch, None);
             let outcome = failing::run(&case, count, arguments.seed)?;
             say!(
                 "{:<20} {:<15} {:>6} {:>6} {:>6} {:>6} {:>8} {:>5.1} s",
@@ -392,9 +426,9 @@ fn errors(
     Ok(failing == 0)
 }
 
-fn replayed(file: &Path, place: &Path) -> Result<bool> {
+fn replayed(host: &Host, file: &Path, place: &Path) -> Result<bool> {
     let scratch = fresh(place)?;
-    let (about, findings) = replay(file, &scratch)?;
+    let (about, findings) = replay(host, file, &scratch)?;
     say!("{} on {}, state {}", about.scenario, about.file_system, about.state);
     for finding in &findings {
         say!("  {finding}");
@@ -411,6 +445,7 @@ fn replayed(file: &Path, place: &Path) -> Result<bool> {
 #[cfg(not(feature = "faults"))]
 fn faults(
     _: &Arguments,
+    _: &Host,
     _: &[&'static FileSystem],
     _: &[Box<dyn Scenario>],
     _: Option<Instant>,
@@ -423,6 +458,7 @@ fn faults(
 #[cfg(feature = "faults")]
 fn faults(
     arguments: &Arguments,
+    host: &Host,
     file_systems: &[&'static FileSystem],
     scenarios: &[Box<dyn Scenario>],
     until: Option<Instant>,
@@ -442,7 +478,7 @@ fn faults(
             say!("{here}");
             let scratch = fresh(Path::new(PLACE))?;
             let (steps, known) = {
-                let case = case(arguments, &**scenario, fs, &scratch, None);
+                let case = case(arguments, host, &**scenario, fs, &scratch, None);
                 steps(&case, arguments.states, arguments.seed)?
             };
             for finding in &known {
@@ -460,8 +496,10 @@ fn faults(
                     continue;
                 }
                 let scratch = fresh(Path::new(PLACE))?;
-                let case =
-                    Case { known: &known, ..case(arguments, &**scenario, fs, &scratch, None) };
+                let case = Case {
+                    known: &known,
+                    ..case(arguments, host, &**scenario, fs, &scratch, None)
+                };
                 let verdict = try_step(&case, &step, passed, arguments.states, arguments.seed)?;
                 tried += verdict.tried;
                 let noticed = match verdict.states {

@@ -5,7 +5,7 @@
 //!   | writes, flushes, FUA
 //! /dev/loopN              direct I/O; a flush is an fsync of the file below
 //!   | write, fsync        (the kernel turns FUA into a write and a flush after it)
-//! <mount>/disk            this file system: one file
+//! <mount>/disk            one file, served by a process of its own (see `server`)
 //!   |-- live image        what the disk holds now
 //!   '-- Log               every write and flush, in order
 //! ```
@@ -14,171 +14,173 @@
 //! the disk saw things. A write that was answered before a flush was sent stands before it.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::io::{BufRead, BufReader};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::disk::{FileSystem, Mounted, run, run_output};
 use crate::error::{At, Result, RigError};
-use crate::failing::{Kind, Trouble};
-use crate::log::{Entry, Log};
-use crate::served::{Backing, Served, lock};
+use crate::failing::Trouble;
+use crate::log::Log;
+use crate::served::{NAME, lock};
+use crate::server::{Answer, Ask, Host, send};
+
+/// How long the server may take to end when its file is unmounted.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A recording disk, as long as it stands.
 #[derive(Debug)]
 pub struct Recorder {
-    tape: Arc<Mutex<Tape>>,
-    served: Option<Served>,
-    loop_device: Option<PathBuf>,
+    link: Arc<Mutex<Link>>,
+    /// Where the log's data is.
+    data: PathBuf,
+    /// The device's path, and what keeps it.
+    loop_device: Option<(PathBuf, File)>,
+    // Dropped last: it waits for the end of the server.
+    _server: Server,
 }
 
+/// Words to the server and back.
 #[derive(Debug)]
-struct Tape {
-    image: File,
-    log: Option<Log>,
-    failed: Option<String>,
-    trouble: Option<Trouble>,
-    /// Reads and writes since the trouble was set.
-    operations: [u64; 2],
-    struck: bool,
+struct Link {
+    socket: UnixStream,
+    answers: BufReader<UnixStream>,
+}
+
+/// The mount of the file, and who serves it.
+#[derive(Debug)]
+struct Server {
+    mount: PathBuf,
+    process: Option<Child>,
 }
 
 impl Recorder {
     /// Serves the disk image `image` (changed from now on) as a loop device. `scratch`
     /// is a directory of the rig's own; the log's data goes there too.
-    pub fn start(image: &Path, scratch: &Path) -> Result<Self> {
-        let file = File::options().read(true).write(true).open(image).at("open", image)?;
-        let size = file.metadata().at("examine", image)?.len();
-        let log = Log::create(scratch.join("log.data"))?;
-        let tape = Arc::new(Mutex::new(Tape {
-            image: file,
-            log: Some(log),
-            failed: None,
-            trouble: None,
-            operations: [0; 2],
-            struck: false,
-        }));
-        let served = Served::start(&tape, size, &scratch.join("device"))?;
-        let disk = served.file().to_string_lossy().into_owned();
-        let mut recorder = Self { tape, served: Some(served), loop_device: None };
+    pub fn start(host: &Host, image: &Path, scratch: &Path) -> Result<Self> {
+        let data = scratch.join("log.data");
+        let (server, socket) = Server::start(host, image, &data, scratch.join("device"))?;
+        let answers = socket.try_clone().at("share", "the socket to the server")?;
+        let mut link = Link { socket, answers: BufReader::new(answers) };
+        link.receive()?;
+        let disk = server.mount.join(NAME).to_string_lossy().into_owned();
         let device = run_output("losetup", &["--find", "--show", "--direct-io=on", &disk])?;
-        recorder.loop_device = Some(PathBuf::from(device.trim()));
-        Ok(recorder)
+        let device = PathBuf::from(device.trim());
+        let kept = File::open(&device).at("open", &device);
+        // From here on the loop device goes away with its last user, also when this
+        // process is killed.
+        run("losetup", &["--detach", &device.to_string_lossy()])?;
+        let loop_device = Some((device, kept?));
+        Ok(Self { link: Arc::new(Mutex::new(link)), data, loop_device, _server: server })
     }
 
     /// The block device; there until something is mounted from it.
     pub fn device(&self) -> &Path {
-        self.loop_device.as_deref().expect("mounted at most once")
+        &self.loop_device.as_ref().expect("mounted at most once").0
     }
 
     /// Mounts a file system from the recording disk.
     pub fn mount(&mut self, fs: &FileSystem, place: &Path) -> Result<Mounted> {
         let mounted = fs.mount(self.device(), place)?;
-        // From here on the loop device goes away with its last user, also when this
-        // process is killed.
-        if let Some(device) = self.loop_device.take() {
-            run("losetup", &["--detach", &device.to_string_lossy()])?;
-        }
+        self.loop_device = None;
         Ok(mounted)
     }
 
     /// A handle that puts marks into the log: what they tell had happened by then.
     pub fn marker(&self) -> impl Fn(String) + Send + Sync + 'static {
-        let tape = Arc::clone(&self.tape);
+        let link = Arc::clone(&self.link);
         move |text| {
-            if let Some(log) = &mut lock(&tape).log {
-                log.push(Entry::Mark(text));
-            }
+            // A server that is gone is told by the cut.
+            let _ = lock(&link).ask(&Ask::Mark(text));
         }
     }
 
     /// Pulls the plug: what comes after this is no longer recorded. The file system on
     /// top may be unmounted in peace.
     pub fn cut(&self) -> Result<Log> {
-        let mut tape = self.tape();
-        if let Some(why) = tape.failed.take() {
-            return Err(RigError::Device(why));
+        match lock(&self.link).ask(&Ask::Cut)? {
+            Answer::Recorded(entries) => Log::recorded(self.data.clone(), entries),
+            other => Err(unexpected(&other)),
         }
-        tape.log.take().ok_or_else(|| RigError::Device("it was cut before".to_owned()))
     }
 
     /// From here on nothing is recorded, reads and writes are counted, and `trouble` strikes.
-    pub fn fail(&self, trouble: Option<Trouble>) {
-        let mut tape = self.tape();
-        tape.log = None;
-        (tape.trouble, tape.operations, tape.struck) = (trouble, [0; 2], false);
+    pub fn fail(&self, trouble: Option<Trouble>) -> Result<()> {
+        lock(&self.link).ask(&Ask::Fail(trouble)).map(drop)
     }
 
     /// The disk is well again. Gives how many reads and writes came, and whether one failed.
-    pub fn heal(&self) -> ([u64; 2], bool) {
-        let mut tape = self.tape();
-        tape.trouble = None;
-        (tape.operations, tape.struck)
-    }
-
-    fn tape(&self) -> MutexGuard<'_, Tape> {
-        lock(&self.tape)
+    pub fn heal(&self) -> Result<([u64; 2], bool)> {
+        match lock(&self.link).ask(&Ask::Heal)? {
+            Answer::Healed(operations, struck) => Ok((operations, struck)),
+            other => Err(unexpected(&other)),
+        }
     }
 }
 
-impl Drop for Recorder {
+fn unexpected(answer: &Answer) -> RigError {
+    RigError::Device(format!("it answers {answer:?}"))
+}
+
+impl Link {
+    fn ask(&mut self, ask: &Ask) -> Result<Answer> {
+        send(&self.socket, ask).at("write to", "the process that serves the disk")?;
+        self.receive()
+    }
+
+    fn receive(&mut self) -> Result<Answer> {
+        let mut line = String::new();
+        let read = self.answers.read_line(&mut line);
+        read.at("hear of", "the process that serves the disk")?;
+        match serde_json::from_str(&line) {
+            Ok(Answer::Failed(why)) => Err(RigError::Device(why)),
+            Ok(answer) => Ok(answer),
+            Err(_) => Err(RigError::Device("the process that serves it has ended".to_owned())),
+        }
+    }
+}
+
+impl Server {
+    /// Mounts the file at `mount`, which is made, and starts the server of it.
+    fn start(host: &Host, image: &Path, data: &Path, mount: PathBuf) -> Result<(Self, UnixStream)> {
+        std::fs::create_dir_all(&mount).at("make the directory", &mount)?;
+        let fuse = Path::new("/dev/fuse");
+        let fuse = File::options().read(true).write(true).open(fuse).at("open", fuse)?;
+        // See fuse(4): the root is a directory, of root.
+        let words = format!("fd={},rootmode=40000,user_id=0,group_id=0", fuse.as_raw_fd());
+        let words = std::ffi::CString::new(words).expect("no zero in it");
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        let mounted =
+            rustix::mount::mount("varve-powercut", &mount, "fuse", flags, words.as_c_str());
+        mounted.at("serve a disk at", &mount)?;
+        // What stands is taken down from here on, whatever fails.
+        let mut server = Self { mount, process: None };
+        let (here, there) = UnixStream::pair().at("make", "a socket")?;
+        let mut command = Command::new(&host.program);
+        command.args(host.arguments(image, data)).current_dir("/");
+        command.stdin(fuse).stdout(OwnedFd::from(there));
+        server.process = Some(command.spawn().at("start", &host.program)?);
+        Ok((server, here))
+    }
+}
+
+impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(device) = self.loop_device.take() {
-            let _ = run("losetup", &["--detach", &device.to_string_lossy()]);
-        }
-        drop(self.served.take());
-    }
-}
-
-impl Tape {
-    fn strike(&mut self, kind: Kind, offset: u64, length: u64) -> Result<()> {
-        self.operations[kind as usize] += 1;
-        let place = offset..offset.saturating_add(length);
-        let strikes = self.trouble.as_mut().is_some_and(|trouble| trouble.strikes(kind, place));
-        self.struck |= strikes;
-        if strikes { Err(RigError::Device("as it was asked to".to_owned())) } else { Ok(()) }
-    }
-}
-
-impl Backing for Tape {
-    fn read(&mut self, bytes: &mut [u8], offset: u64) -> Result<()> {
-        self.strike(Kind::Read, offset, bytes.len() as u64)?;
-        self.image.read_exact_at(bytes, offset).at("read", "the live image")
-    }
-
-    fn write(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.strike(Kind::Write, offset, bytes.len() as u64)?;
-        self.image.write_all_at(bytes, offset).at("write", "the live image")?;
-        self.log.as_mut().map_or(Ok(()), |log| log.write(offset, bytes))
-    }
-
-    fn zero(&mut self, offset: u64, length: u64) -> Result<()> {
-        self.strike(Kind::Write, offset, length)?;
-        let zeros = vec![0; 64 << 10];
-        let (mut at, end) = (offset, offset + length);
-        while at < end {
-            let want = zeros.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
-            self.image.write_all_at(&zeros[..want], at).at("write", "the live image")?;
-            at += want as u64;
-        }
-        if let Some(log) = &mut self.log {
-            log.push(Entry::Zero { offset, length });
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        // A bad place does not keep the disk from flushing; a disk that is gone does.
-        self.strike(Kind::Write, u64::MAX - 1, 1)?;
-        if let Some(log) = &mut self.log {
-            log.push(Entry::Flush);
-        }
-        Ok(())
-    }
-
-    fn failed(&mut self, why: String) {
-        if !self.struck {
-            self.failed = Some(why);
+        // The loop device may be a moment behind its last user.
+        let _ = rustix::mount::unmount(&self.mount, UnmountFlags::DETACH);
+        let Some(process) = &mut self.process else { return };
+        let end = Instant::now() + PATIENCE;
+        while let Ok(None) = process.try_wait() {
+            if Instant::now() >= end {
+                let _ = process.kill();
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
 
 use crate::device::Recorder;
 use crate::disk::copy_image;
@@ -28,7 +29,7 @@ use crate::run::Case;
 use crate::scenario::{Before, Finding, SharedMark, below};
 
 /// Which operations fail.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Kind {
     /// Reads.
     Read,
@@ -40,7 +41,7 @@ pub enum Kind {
 const PLACE: u64 = 64 << 10;
 
 /// A failure that is to come.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Trouble {
     kind: Kind,
     /// How many more of its kind go well.
@@ -103,18 +104,18 @@ pub fn run(case: &Case<'_>, count: usize, seed: u64) -> Result<Outcome> {
         copy_image(&base, &live)?;
         let dir = below(case.scratch, "failing")?;
         let _ = std::fs::remove_file(dir.join("log.data"));
-        let mut recorder = Recorder::start(&live, &dir)?;
+        let mut recorder = Recorder::start(case.host, &live, &dir)?;
         let mounted = recorder.mount(case.fs, &site.disk)?;
         let marks = Arc::new(Mutex::new(Vec::new()));
         let into = Arc::clone(&marks);
         let mark: SharedMark =
             Arc::new(move |text| into.lock().expect("it only pushes").push(text));
-        recorder.fail(trouble);
+        recorder.fail(trouble)?;
         let ran = || case.scenario.run(&site, &facts, mark);
         let ran = std::panic::catch_unwind(AssertUnwindSafe(ran))
             .unwrap_or_else(|_| Err("it panics".to_owned()));
         varve_sys::trace::silence();
-        let (operations, struck) = recorder.heal();
+        let (operations, struck) = recorder.heal()?;
         // What had come is not kept when it could not be written.
         let mut marks = std::mem::take(&mut *marks.lock().expect("it only pushes"));
         marks.retain(|mark| !mark.starts_with("received "));

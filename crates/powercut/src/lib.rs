@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! device     a disk that records every write and flush (FUSE file, loop device)
+//! server     the process that serves it
 //! log        what it recorded
 //! states     the disks that a power cut can leave, by name
 //! disk       real file systems: made, mounted, checked
@@ -39,7 +40,9 @@ pub mod releases;
 pub mod run;
 pub mod scenario;
 mod served;
+pub mod server;
 pub mod states;
+mod tape;
 mod user;
 pub mod vm;
 

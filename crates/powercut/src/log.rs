@@ -13,13 +13,15 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{At, Result};
 
 /// The smallest piece that a disk writes whole, in bytes.
 pub const SECTOR: u64 = 512;
 
 /// One thing that happened to the disk.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Entry {
     /// Bytes were written; they stand at `at` in the data file.
     Write {
@@ -84,6 +86,13 @@ impl Log {
         let data = File::options().read(true).write(true).create_new(true).open(&path);
         let data = data.at("create", &path)?;
         Ok(Self { entries: Vec::new(), data, path, length: 0 })
+    }
+
+    /// A log that another process wrote: its entries, and the file with its data.
+    pub(crate) fn recorded(path: PathBuf, entries: Vec<Entry>) -> Result<Self> {
+        let data = File::open(&path).at("open", &path)?;
+        let length = data.metadata().at("examine", &path)?.len();
+        Ok(Self { entries, data, path, length })
     }
 
     /// Notes a write.

@@ -19,6 +19,7 @@ use crate::error::{Result, RigError};
 use crate::kept::{self, About};
 use crate::log::Log;
 use crate::scenario::{Before, Finding, Scenario, SharedMark, Site, below};
+use crate::server::Host;
 use crate::states::{State, Timeline, plan};
 
 /// Of so many states one is looked over by the file system's own checker too.
@@ -34,6 +35,8 @@ pub struct Case<'a> {
     pub scenario: &'a dyn Scenario,
     /// On what.
     pub fs: &'static FileSystem,
+    /// Who serves the disk while it is recorded.
+    pub host: &'a Host,
     /// The rig's own directory, in memory if possible.
     pub scratch: &'a Path,
     /// Where failing states go; none keeps none.
@@ -170,7 +173,7 @@ impl Case<'_> {
         }
         copy_image(image, &base)?;
         copy_image(image, &live)?;
-        let mut recorder = Recorder::start(&live, &dir)?;
+        let mut recorder = Recorder::start(self.host, &live, &dir)?;
         let mounted = recorder.mount(self.fs, &site.disk)?;
         let mark: SharedMark = Arc::new(recorder.marker());
         let (done, steps) = armed(self.fault, || work(&before, mark));
@@ -399,7 +402,7 @@ impl Worker<'_> {
 }
 
 /// Judges a kept state again.
-pub fn replay(file: &Path, scratch: &Path) -> Result<(About, Vec<Finding>)> {
+pub fn replay(host: &Host, file: &Path, scratch: &Path) -> Result<(About, Vec<Finding>)> {
     let outside = below(scratch, "outside")?;
     let image = scratch.join("replayed.img");
     let about = kept::unpack(file, &image, &outside)?;
@@ -407,6 +410,7 @@ pub fn replay(file: &Path, scratch: &Path) -> Result<(About, Vec<Finding>)> {
     let case = Case {
         scenario: &*scenario,
         fs: FileSystem::named(&about.file_system)?,
+        host,
         scratch,
         keep: None,
         first_only: false,

@@ -5,8 +5,12 @@
 //! ```
 //!
 //! One thread serves it: the order in which the backing sees things is that of the disk.
+//! The process that serves must not wait for the file itself: what it has killed threads of
+//! would never end. A recording disk has a process of its own for that (see `server`); on
+//! the disk of a virtual machine only qemu waits.
 
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, UNIX_EPOCH};
@@ -14,13 +18,14 @@ use std::time::{Duration, UNIX_EPOCH};
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, WriteFlags,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, Session, SessionACL, WriteFlags,
 };
 
 use crate::error::{At, Result};
 
 const DISK: INodeNo = INodeNo(2);
-const NAME: &str = "disk";
+/// The file's name in the mount.
+pub(crate) const NAME: &str = "disk";
 const FOREVER: Duration = Duration::from_secs(3600);
 /// The largest single write, in bytes; the kernel cuts longer ones.
 const MAX_WRITE: u32 = 1 << 20;
@@ -73,6 +78,18 @@ impl Drop for Served {
             let _ = session.umount_and_join();
         }
     }
+}
+
+/// The same where another process has mounted it, and unmounts it: `device` is the `/dev/fuse`
+/// of that mount. The thread of what is returned ends when the kernel asks no more.
+pub(crate) fn serve_device<B: Backing>(
+    backing: &Arc<Mutex<B>>,
+    size: u64,
+    device: OwnedFd,
+) -> Result<BackgroundSession> {
+    let files = Files { backing: Arc::clone(backing), size };
+    let session = Session::from_fd(files, device, SessionACL::Owner, Config::default());
+    session.and_then(Session::spawn).at("serve", "a disk")
 }
 
 /// What stands behind the file, for a moment.

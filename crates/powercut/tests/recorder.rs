@@ -16,6 +16,7 @@ use varve_powercut::disk::{FileSystem, Mounted, copy_image};
 use varve_powercut::log::{Entry, Log};
 use varve_powercut::run::{Case, Deep, replay};
 use varve_powercut::scenario::{Before, Finding, Mark, Scenario, SharedMark, Site};
+use varve_powercut::server::Host;
 use varve_powercut::states::{Cut, State, Timeline, plan};
 
 fn need_root() {
@@ -25,6 +26,11 @@ fn need_root() {
         root && devices,
         "THE POWER-CUT RIG IS NOT TESTED: it needs root, /dev/fuse and loop devices"
     );
+}
+
+/// The rig's own program serves the disks.
+fn host() -> Host {
+    Host { program: env!("CARGO_BIN_EXE_varve-powercut").into(), outside: None }
 }
 
 /// Memory, if there is some to be had: disks that are only for a moment.
@@ -39,7 +45,7 @@ fn record(dir: &Path, work: impl FnOnce(&Path, &dyn Fn(&str))) -> Log {
     let (base, live) = (dir.join("base.img"), dir.join("live.img"));
     fs.make(&base).unwrap();
     copy_image(&base, &live).unwrap();
-    let mut recorder = Recorder::start(&live, dir).unwrap();
+    let mut recorder = Recorder::start(&host(), &live, dir).unwrap();
     let mounted = recorder.mount(fs, &dir.join("disk")).unwrap();
     let marker = recorder.marker();
     work(mounted.path(), &|text| marker(text.to_owned()));
@@ -72,7 +78,7 @@ fn a_block_device_is_recorded_write_by_write() {
     let dir = scratch();
     let image = dir.path().join("disk.img");
     File::options().write(true).create_new(true).open(&image).unwrap().set_len(1 << 20).unwrap();
-    let recorder = Recorder::start(&image, dir.path()).unwrap();
+    let recorder = Recorder::start(&host(), &image, dir.path()).unwrap();
     let device = File::options().read(true).write(true).open(recorder.device()).unwrap();
     let mark = recorder.marker();
     device.write_all_at(&[1; 4096], 8192).unwrap();
@@ -184,7 +190,9 @@ fn a_missing_fsync_before_a_rename_is_caught_and_the_state_is_kept() {
         let dir = scratch();
         let keep = dir.path().join("kept");
         let scenario = Replace { synced };
+        let host = host();
         let case = Case {
+            host: &host,
             scenario: &scenario,
             fs: FileSystem::named("ext4").unwrap(),
             scratch: dir.path(),
@@ -203,7 +211,8 @@ fn a_missing_fsync_before_a_rename_is_caught_and_the_state_is_kept() {
             // The file holds the disk: another scenario of the same name, which looks for
             // things that are not there, judges it and says so.
             let again = scratch();
-            let (about, findings) = replay(failing.kept.as_ref().unwrap(), again.path()).unwrap();
+            let (about, findings) =
+                replay(&host, failing.kept.as_ref().unwrap(), again.path()).unwrap();
             assert_eq!(about.findings, failing.findings);
             assert_eq!(about.state, failing.state);
             assert!(!findings.is_empty());
@@ -217,7 +226,7 @@ fn marks_can_come_from_elsewhere() {
     let dir = scratch();
     let image = dir.path().join("disk.img");
     File::options().write(true).create_new(true).open(&image).unwrap().set_len(1 << 20).unwrap();
-    let recorder = Recorder::start(&image, dir.path()).unwrap();
+    let recorder = Recorder::start(&host(), &image, dir.path()).unwrap();
     let mark: SharedMark = Arc::new(recorder.marker());
     let other = Arc::clone(&mark);
     std::thread::spawn(move || other("from a thread".to_owned())).join().unwrap();
