@@ -7,6 +7,11 @@
 //!                                                      processor time; the rest by packs
 //!                                                   --> the cheapest in bytes, or in time
 //! ```
+//!
+//! A delta is fetched in grains, so a group costs those grains of it that are not fetched
+//! anyway, for the head or for other groups: one that lies in them costs nothing.
+
+use std::ops::Range;
 
 use serde::Deserialize;
 use varve_format::ReleaseDigest;
@@ -136,30 +141,13 @@ fn way(path: &[&Offered], means: &Means) -> (Way, Way) {
     let last = path.len() - 1;
     for (at, offer) in path.iter().enumerate() {
         let delta = &offer.delta;
-        let mut groups: Vec<usize> = (0..delta.groups.len()).collect();
-        // What is behind a limit on time: the groups that save most for theirs.
-        groups.sort_by_key(|&g| {
-            let group = &delta.groups[g];
-            std::cmp::Reverse(saved(group) * 1000 / group.cpu.max(1))
-        });
-        groups.retain(|&g| {
-            let group = &delta.groups[g];
-            // Of a step in between, what the next is made of is not known by its list.
-            // What lies in one grain with the head comes with it.
-            let comes_along = delta.size <= GRAIN && means.prefer == Prefer::Bytes;
-            let worth = at < last || comes_along || is_worth(group, means);
-            let used = worth && group.memory <= means.memory && group.cpu <= cpu;
-            if used {
-                cpu -= group.cpu;
-                way.cpu += group.cpu;
-                way.bytes += group.size;
-            } else {
-                way.packs += group.packs;
-            }
-            used
-        });
-        groups.sort_unstable();
-        way.bytes += delta.head + delta.table();
+        // Of a step in between, what the next is made of is not known by its list.
+        let groups = used(delta, means, &mut cpu, at < last);
+        let of = |group: &usize| &delta.groups[*group];
+        way.cpu += groups.iter().map(|group| of(group).cpu).sum::<u64>();
+        let left = (0..delta.groups.len()).filter(|group| !groups.contains(group));
+        way.packs += left.map(|group| of(&group).packs).sum::<u64>();
+        way.bytes += Grains::of(delta, &groups).bytes + delta.table();
         way.steps.push(Step { to: offer.to, delta: (*delta).clone(), groups });
     }
     if way.packs > 0 {
@@ -169,14 +157,93 @@ fn way(path: &[&Offered], means: &Means) -> (Way, Way) {
     (way, Way { steps: Vec::new(), bytes: 0, packs, cpu: 0 })
 }
 
-fn saved(group: &GroupCost) -> u64 {
-    group.packs.saturating_sub(group.size)
+/// The groups of a delta that are within the means and worth it, or all within the means.
+fn used(delta: &DeltaRef, means: &Means, cpu: &mut u64, all: bool) -> Vec<usize> {
+    let mut grains = Grains::of(delta, &[]);
+    let mut used = Vec::new();
+    // What is behind a limit on time: the groups that save most for theirs.
+    let mut left: Vec<usize> = (0..delta.groups.len()).collect();
+    left.sort_by_key(|&group| {
+        let group = &delta.groups[group];
+        std::cmp::Reverse(group.packs.saturating_sub(group.size) * 1000 / group.cpu.max(1))
+    });
+    loop {
+        let before = used.len();
+        left.retain(|&at| {
+            let group = &delta.groups[at];
+            let worth = all || is_worth(group, grains.missing(at), means);
+            let take = worth && group.memory <= means.memory && group.cpu <= *cpu;
+            if take {
+                *cpu -= group.cpu;
+                grains.take(at);
+                used.push(at);
+            }
+            !take
+        });
+        // What was taken may have brought the grains of what was not.
+        if used.len() == before {
+            used.sort_unstable();
+            return used;
+        }
+    }
 }
 
-fn is_worth(group: &GroupCost, means: &Means) -> bool {
+/// The grains of a delta that are fetched.
+struct Grains<'a> {
+    delta: &'a DeltaRef,
+    fetched: Vec<bool>,
+    /// Their bytes.
+    bytes: u64,
+}
+
+impl<'a> Grains<'a> {
+    /// Those of the head and of these groups.
+    fn of(delta: &'a DeltaRef, groups: &[usize]) -> Self {
+        let mut grains = Self { delta, fetched: vec![false; delta.grains() as usize], bytes: 0 };
+        grains.fetch(0..delta.head);
+        groups.iter().for_each(|&group| grains.take(group));
+        grains
+    }
+
+    /// Where a group stands in the delta.
+    fn range(&self, group: usize) -> Range<u64> {
+        let before = self.delta.groups[..group].iter().map(|group| group.size).sum::<u64>();
+        let start = self.delta.head + before;
+        start..start + self.delta.groups[group].size
+    }
+
+    /// The grains that these bytes lie in and that are not fetched, with their lengths.
+    fn others(&self, range: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
+        let end = if range.is_empty() { 0 } else { range.end.div_ceil(GRAIN) };
+        let grains = range.start / GRAIN..end;
+        let length = |grain: u64| GRAIN.min(self.delta.size - grain * GRAIN);
+        grains
+            .map(move |grain| (grain as usize, length(grain)))
+            .filter(|(grain, _)| !self.fetched[*grain])
+    }
+
+    /// Bytes to fetch more for a group.
+    fn missing(&self, group: usize) -> u64 {
+        self.others(self.range(group)).map(|(_, length)| length).sum()
+    }
+
+    fn take(&mut self, group: usize) {
+        self.fetch(self.range(group));
+    }
+
+    fn fetch(&mut self, range: Range<u64>) {
+        let new: Vec<_> = self.others(range).collect();
+        for (grain, length) in new {
+            self.fetched[grain] = true;
+            self.bytes += length;
+        }
+    }
+}
+
+fn is_worth(group: &GroupCost, bytes: u64, means: &Means) -> bool {
     match means.prefer {
-        Prefer::Bytes => group.size <= group.packs,
-        Prefer::Time => time(group.size, means) + group.cpu <= time(group.packs, means),
+        Prefer::Bytes => bytes <= group.packs,
+        Prefer::Time => time(bytes, means) + group.cpu <= time(group.packs, means),
     }
 }
 
@@ -189,35 +256,35 @@ mod tests {
         ReleaseDigest([n; 32])
     }
 
-    /// A delta with a light group (1000 bytes for 9000) and a heavy one (500 for 8000).
+    /// A delta with a light group (three grains for nine) and a heavy one (two for eight).
     fn offered(from: u8, to: u8) -> Offered {
-        let light = GroupCost { size: 1000, memory: 40, cpu: 10, packs: 9000 };
-        let heavy = GroupCost { size: 500, memory: 1400, cpu: 20_000, packs: 8000 };
-        let delta = DeltaRef {
-            from: release(from),
-            id: Sha256Digest([from ^ to; 32]),
-            size: 1700,
-            head: 200,
-            groups: vec![heavy, light],
-        };
+        let light = GroupCost { size: 3 * GRAIN, memory: 40, cpu: 10, packs: 9 * GRAIN };
+        let heavy = GroupCost { size: 2 * GRAIN, memory: 1400, cpu: 20_000, packs: 8 * GRAIN };
+        let delta = delta(from, to, GRAIN, vec![heavy, light]);
         Offered { to: release(to), delta }
+    }
+
+    fn delta(from: u8, to: u8, head: u64, groups: Vec<GroupCost>) -> DeltaRef {
+        let size = head + groups.iter().map(|group| group.size).sum::<u64>();
+        DeltaRef { from: release(from), id: Sha256Digest([from ^ to; 32]), size, head, groups }
     }
 
     const ANY: Means = Means {
         prefer: Prefer::Bytes,
         memory: u64::MAX,
         cpu: u64::MAX,
-        rate: 1000,
-        documents: 100,
+        rate: GRAIN,
+        documents: GRAIN,
     };
 
     #[test]
     fn one_delta_is_better_than_two_and_two_than_packs() {
         let offers = [offered(1, 2), offered(2, 3), offered(1, 3)];
         let way = choose(&offers, &[release(1)], release(3), &ANY).unwrap();
-        assert_eq!((way.steps.len(), way.bytes, way.packs), (1, 1732, 0));
+        let whole = 6 * GRAIN + 6 * 32;
+        assert_eq!((way.steps.len(), way.bytes, way.packs), (1, whole, 0));
         let way = choose(&offers[..2], &[release(1)], release(3), &ANY).unwrap();
-        assert_eq!((way.steps.len(), way.bytes), (2, 2 * 1732));
+        assert_eq!((way.steps.len(), way.bytes), (2, 2 * whole));
         assert_eq!(way.steps.iter().map(|s| s.to).collect::<Vec<_>>(), [release(2), release(3)]);
         assert_eq!(choose(&offers, &[release(9)], release(3), &ANY), None);
         assert_eq!(choose(&offers[..1], &[release(1)], release(3), &ANY), None);
@@ -231,13 +298,14 @@ mod tests {
         let offers = [offered(1, 2)];
         let choose = |means: Means| choose(&offers, &[release(1)], release(2), &means);
         let small = choose(Means { memory: 64, ..ANY }).unwrap();
-        assert_eq!((&small.steps[0].groups[..], small.packs), (&[1][..], 8050));
+        assert_eq!((&small.steps[0].groups[..], small.packs), (&[1][..], 8 * GRAIN + GRAIN / 2));
+        assert_eq!(small.bytes, 4 * GRAIN + 6 * 32);
         let short = choose(Means { cpu: 1000, ..ANY }).unwrap();
         assert_eq!(short.steps[0].groups, [1]);
         // On a fast link the heavy group takes longer than its contents do.
-        let hasty = Means { prefer: Prefer::Time, rate: 10_000, ..ANY };
+        let hasty = Means { prefer: Prefer::Time, rate: 10 * GRAIN, ..ANY };
         assert_eq!(choose(hasty).unwrap().steps[0].groups, [1]);
-        let slow = Means { prefer: Prefer::Time, rate: 10, ..ANY };
+        let slow = Means { prefer: Prefer::Time, rate: GRAIN / 100, ..ANY };
         assert_eq!(choose(slow).unwrap().steps[0].groups, [0, 1]);
         // With no group left, the delta is of no use.
         assert_eq!(choose(Means { memory: 1, ..ANY }).map(|way| way.packs), None);
@@ -246,7 +314,25 @@ mod tests {
     #[test]
     fn a_delta_larger_than_packs_is_not_taken() {
         let mut offer = offered(1, 2);
-        offer.delta.head = 1 << 20;
+        offer.delta = delta(1, 2, 20 * GRAIN, offer.delta.groups);
         assert_eq!(choose(&[offer], &[release(1)], release(2), &ANY), None);
+    }
+
+    #[test]
+    fn a_group_costs_the_grains_that_are_not_fetched_anyway() {
+        let group = |size, packs| GroupCost { size, memory: 1, cpu: 1, packs };
+        // In the head's grain; large; in the large one's last grain; in one of its own.
+        let groups =
+            [group(50, 40), group(3 * GRAIN, 9 * GRAIN), group(50, 40), group(GRAIN, 40)].to_vec();
+        let offer = Offered { to: release(2), delta: delta(1, 2, 100, groups) };
+        let way =
+            |means: Means| choose(std::slice::from_ref(&offer), &[release(1)], release(2), &means);
+        let cheapest = way(ANY).unwrap();
+        assert_eq!(cheapest.steps[0].groups, [0, 1, 2]);
+        assert_eq!(cheapest.bytes, 4 * GRAIN + 5 * 32);
+        assert_eq!(cheapest.packs, 40 + GRAIN / 2);
+        // They cost nothing, and are still not made where that takes longer than to fetch them.
+        let fast = Means { prefer: Prefer::Time, rate: u64::MAX / 1000, ..ANY };
+        assert_eq!(way(fast), None);
     }
 }
