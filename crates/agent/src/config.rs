@@ -119,6 +119,9 @@ pub struct Download {
     pub cpu: Option<Seconds>,
     /// What is fetched over a link that NetworkManager calls metered.
     pub metered: OnMetered,
+    /// How long a download waits when its link becomes metered under way, before it ends; none:
+    /// ten minutes.
+    pub metered_wait: Option<Seconds>,
 }
 
 /// How much of a staged release is read again before it is promoted.

@@ -183,6 +183,16 @@ impl Error {
         }
     }
 
+    /// Whether the link became metered while something came.
+    pub fn is_metered(&self) -> bool {
+        match self {
+            Self::Document(DocumentError::Fetch(error))
+            | Self::Contents(ContentsError::Fetch(error)) => error.is_metered(),
+            Self::Refused(Refusal::Metered { .. }) => true,
+            _ => false,
+        }
+    }
+
     /// Whether more would have been fetched than may be.
     pub fn is_budget(&self) -> bool {
         match self {

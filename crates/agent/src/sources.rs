@@ -1,10 +1,11 @@
 //! The configured sources, opened.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use varve_fetch::{
-    DirTransport, HttpOptions, HttpTransport, Listener, Patience, Proxies, Sources, Transport,
-    Workers,
+    DirTransport, Gate, HttpOptions, HttpTransport, Listener, Patience, Proxies, Sources,
+    Transport, Workers,
 };
 
 use crate::config::{OnMetered, Source};
@@ -13,6 +14,11 @@ use crate::metered;
 
 /// The longest file of certificates that is read, in bytes.
 const MAX_CERTIFICATES: u64 = 4 << 20;
+
+/// How often NetworkManager is asked while something comes.
+const ASK_EVERY: Duration = Duration::from_secs(10);
+/// How long a link that became metered is waited for to be another.
+const METERED_WAIT: Duration = Duration::from_secs(600);
 
 /// What only the program knows of the way to the sources.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +31,8 @@ pub struct Link {
     pub workers: Workers,
     /// The address of the bus that NetworkManager is on; none: the system's.
     pub bus: Option<String>,
+    /// How often it is asked while something comes; none: each ten seconds.
+    pub ask_every: Option<Duration>,
 }
 
 /// Why there is no source.
@@ -57,6 +65,21 @@ pub(crate) fn on_metered(device: &Device) -> Option<OnMetered> {
     let over_link = device.config.sources.iter().any(|source| matches!(source, Source::Url(_)));
     let asked = over_link && rule != OnMetered::Allow;
     (asked && metered::is_metered(device.places.link.bus.as_deref())).then_some(rule)
+}
+
+/// What is asked while contents come: the link may become metered, as when a phone takes over.
+pub(crate) fn gate(device: &Device) -> Option<Gate> {
+    let download = &device.config.download;
+    let covers: fn(&str) -> bool = match download.metered {
+        OnMetered::Refuse => |_| true,
+        OnMetered::DeltaOnly => |path| path.starts_with("packs/"),
+        OnMetered::Allow => return None,
+    };
+    let link = &device.places.link;
+    let patience = download.metered_wait.map_or(METERED_WAIT, |wait| wait.0);
+    let bus = link.bus.clone();
+    let closed = move || metered::is_metered(bus.as_deref());
+    Some(Gate::new(link.ask_every.unwrap_or(ASK_EVERY), patience, covers, closed))
 }
 
 /// Opens sources in their order. Nothing is asked of them yet.

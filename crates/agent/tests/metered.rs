@@ -9,15 +9,16 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use common::{Lab, noise, now, with_context};
 use varve_agent::choose::Wish;
-use varve_agent::config::{OnMetered, Source};
+use varve_agent::config::{OnMetered, Seconds, Source};
 use varve_agent::plan::Refusal;
 use varve_agent::upgrade::{self, Prepared};
 use varve_agent::{Device, Error};
 use varve_sys::task::Cancel;
-use varve_testkit::faulty::Server;
+use varve_testkit::faulty::{self, Server};
 
 /// A bus of its own; it ends with the test.
 struct Bus {
@@ -69,16 +70,20 @@ struct Link {
     server: Server,
     bus: Bus,
     rule: OnMetered,
+    /// How long a link that becomes metered is waited for.
+    wait: Duration,
 }
 
 impl Link {
     fn device(&self) -> Device {
         let mut places = self.lab.places();
         places.link.bus = Some(self.bus.address.clone());
+        places.link.ask_every = Some(Duration::from_millis(50));
         let mut device = Device::open(places).unwrap();
         let url = self.server.url.trim_end_matches('/').to_owned();
         device.config.sources = vec![Source::Url(url)];
         device.config.download.metered = self.rule;
+        device.config.download.metered_wait = Some(Seconds(self.wait));
         device
     }
 
@@ -98,6 +103,8 @@ impl Link {
     }
 }
 
+const AT_ONCE: Duration = Duration::from_millis(1);
+
 fn is_refused(result: Result<u64, Error>) -> bool {
     match result {
         Err(Error::Refused(Refusal::Metered { .. })) => true,
@@ -114,7 +121,7 @@ fn nothing_is_fetched_over_a_metered_link_unless_it_may_be() {
     lab.tree().file("usr/bin/tool2", noise(7, 200_000));
     lab.publish("r2");
     let (bus, server) = (Bus::start(), Server::good(&lab.repository_path()));
-    let mut link = Link { lab, server, bus, rule: OnMetered::Refuse };
+    let mut link = Link { lab, server, bus, rule: OnMetered::Refuse, wait: AT_ONCE };
     // Nobody has the name: nothing is known, and nothing is in the way.
     assert!(!is_refused(link.upgrade(true)));
 
@@ -147,7 +154,7 @@ fn a_delta_may_come_over_a_metered_link_and_packs_in_its_place_may_not() {
     lab.tree().file("usr/lib/large", large);
     lab.publish_with_deltas("r2", &["r1"]);
     let (bus, server) = (Bus::start(), Server::good(&lab.repository_path()));
-    let link = Link { lab, server, bus, rule: OnMetered::DeltaOnly };
+    let link = Link { lab, server, bus, rule: OnMetered::DeltaOnly, wait: AT_ONCE };
     let says = Arc::new(AtomicU32::new(1));
     let _manager = link.bus.manager(&says);
     // The delta is damaged: what it would have made is not fetched another way.
@@ -166,4 +173,51 @@ fn a_delta_may_come_over_a_metered_link_and_packs_in_its_place_may_not() {
     std::fs::write(&delta, whole).unwrap();
     assert!(!is_refused(link.upgrade(true)));
     assert!(link.upgrade(false).unwrap() > 0);
+}
+
+#[test]
+fn a_link_that_becomes_metered_under_way_is_left_alone() {
+    let lab = Lab::new();
+    lab.publish("r1");
+    lab.init();
+    lab.tree().file("usr/bin/tool2", noise(7, 900_000));
+    lab.publish("r2");
+    let (bus, server) = (Bus::start(), Server::good(&lab.repository_path()));
+    let mut link = Link { lab, server, bus, rule: OnMetered::Refuse, wait: AT_ONCE };
+    let says = Arc::new(AtomicU32::new(2));
+    let _manager = link.bus.manager(&says);
+    link.server.link(faulty::Link { rate: 1_000_000, cut_at: None });
+    // Once a part has come, it is metered; then it is for a while only.
+    let (half, whole) = (link.server.moved() + 300_000, link.server.moved() + 900_000);
+    let becomes = |from: u64, number: u32| {
+        while link.server.moved() < from {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        says.store(number, Ordering::SeqCst);
+    };
+    let refused = std::thread::scope(|scope| {
+        scope.spawn(|| becomes(half, 1));
+        link.upgrade(false)
+    });
+    assert!(is_refused(refused));
+    let came = link.server.moved();
+    assert!(came < whole, "{came} bytes of {whole}: it was not left alone");
+
+    says.store(2, Ordering::SeqCst);
+    link.wait = Duration::from_secs(30);
+    let fetched = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            becomes(came + 200_000, 3);
+            std::thread::sleep(Duration::from_millis(300));
+            let before = link.server.moved();
+            std::thread::sleep(Duration::from_millis(300));
+            // What was in the kernel's buffers at most.
+            let meanwhile = link.server.moved() - before;
+            says.store(2, Ordering::SeqCst);
+            assert!(meanwhile < 100_000, "{meanwhile} bytes while it was metered");
+        });
+        link.upgrade(false)
+    });
+    // It went on by itself, with what had come before.
+    assert!(fetched.unwrap() < 800_000);
 }

@@ -34,7 +34,7 @@ pub mod trust;
 pub mod worker;
 
 pub use metadata::{Metadata, ReleaseRef, Verified, manifest, pack_index};
-pub use sources::{FetchError, Listener, Notice, Patience, Sources, Traffic};
+pub use sources::{FetchError, Gate, Listener, Notice, Patience, Sources, Traffic};
 pub use transport::{DirTransport, HttpOptions, HttpTransport, Proxies, Transport, TransportError};
 pub use trust::{Refusal, Trust, TrustError};
 pub use worker::{WorkerError, Workers};

@@ -20,6 +20,7 @@
 //!
 //! Called by [`crate::trust`], [`crate::Metadata`] and [`crate::contents`].
 
+mod gate;
 mod kept;
 mod notice;
 mod pace;
@@ -36,6 +37,7 @@ use varve_sys::task::Cancel;
 use crate::transport::{Transport, TransportError};
 use crate::worker::decoder::Decoder;
 use crate::worker::{WorkerError, Workers};
+pub use gate::Gate;
 use kept::Kept;
 pub use notice::{Listener, Notice};
 use pace::Pace;
@@ -121,6 +123,12 @@ impl FetchError {
         matches!(self, Self::Failed { tried, .. } if tried.iter().any(|a| a.error.is_captive()))
     }
 
+    /// The link has become metered: see [`Sources::guard`].
+    pub fn is_metered(&self) -> bool {
+        matches!(self, Self::Failed { tried, .. }
+            if tried.iter().any(|a| matches!(a.error, TransportError::Metered)))
+    }
+
     /// More may not be fetched: see [`Sources::limit`].
     pub fn is_budget(&self) -> bool {
         matches!(self, Self::Failed { tried, .. }
@@ -152,6 +160,7 @@ pub struct Sources {
     pace: Option<Arc<Pace>>,
     kept: Option<Arc<Kept>>,
     listener: Option<Listener>,
+    gate: Option<Gate>,
     /// The most bytes that may be moved.
     budget: Option<u64>,
     /// Where what comes is decoded.
@@ -175,6 +184,7 @@ impl Sources {
             pace: None,
             kept: None,
             listener: None,
+            gate: None,
             budget: None,
             workers: Workers::default(),
         }
@@ -212,6 +222,12 @@ impl Sources {
     pub fn telling(mut self, listener: Listener) -> Self {
         self.listener = Some(listener);
         self
+    }
+
+    /// Sets the gate that is asked while files come from sources that are reached over the
+    /// network.
+    pub fn guard(&mut self, gate: Option<Gate>) {
+        self.gate = gate;
     }
 
     /// Sets the most bytes that may be moved: what would go beyond is not asked for.
@@ -253,6 +269,7 @@ impl Sources {
             // What one source says of the metadata is not believed of another.
             kept: None,
             listener: self.listener.clone(),
+            gate: self.gate.clone(),
             budget: self.budget,
             workers: self.workers.clone(),
         })

@@ -135,7 +135,7 @@ fn link(progress: &Arc<dyn Progress>, verbose: bool) -> Link {
     });
     // By this name it is found also when an update has replaced the file.
     let workers = Workers::of_program("/proc/self/exe");
-    Link { proxies, listener: Some(listener), workers, bus: None }
+    Link { proxies, listener: Some(listener), workers, bus: None, ask_every: None }
 }
 
 fn completions(shell: clap_complete::Shell) -> Answer {

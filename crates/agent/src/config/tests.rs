@@ -20,6 +20,7 @@ max-download = 1000
 
 [download]
 metered = "delta-only"
+metered-wait = "1 min"
 
 [policy]
 setuid = ["/usr/bin/su"]
@@ -55,6 +56,7 @@ timeout = "2 min"
     assert_eq!(config.reserve, Bytes(3 << 29));
     assert_eq!(config.max_download, Some(Bytes(1000)));
     assert_eq!(config.download.metered, OnMetered::DeltaOnly);
+    assert_eq!(config.download.metered_wait, Some(Seconds(Duration::from_secs(60))));
     assert_eq!(config.state[1].path.to_string(), "/var/lib/thing");
     assert_eq!(config.health[0].timeout, Seconds(Duration::from_secs(60)));
     assert_eq!(config.health[1].timeout, Seconds(Duration::from_secs(120)));

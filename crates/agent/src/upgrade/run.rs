@@ -59,10 +59,15 @@ impl Ready {
     /// Carries the plan out. Refused before anything changes when there is no room.
     pub fn run(self, device: &Device, writer: &Writer, context: &Context<'_>) -> Result<Done> {
         let release = self.plan.release.clone();
-        let result = self.carry_out(device, writer, context);
+        let result = self.carry_out(device, writer, context).map_err(|error| {
+            // As when it was so from the start.
+            let rule = device.config.download.metered;
+            if error.is_metered() { plan::Refusal::Metered { rule }.into() } else { error }
+        });
         if let Err(error) = &result
             && !error.is_cancelled()
             && !error.is_link()
+            && !error.is_metered()
         {
             let reason = varve_sys::whole_message(error);
             let record = Record::new(context.now, Event::UpgradeFailed)
@@ -127,6 +132,7 @@ impl Ready {
             release(device, writer, leftovers, short, context)?;
         }
         self.sources.limit(self.plan.max_download);
+        self.sources.guard(crate::sources::gate(device));
         let mut report = contents::Report::default();
         let (mut files_verified, mut mended) = (0, 0);
         let mut without_delta = self.plan.without_delta.clone();
@@ -213,7 +219,9 @@ fn by_delta(
 ) -> Result<Option<String>> {
     let mut reason = match chain.fetch(sources, context) {
         Ok(()) => chain.apply(&device.store, &parts.stage, context)?,
-        Err(error @ Error::Contents(ContentsError::Fetch(_))) if !error.is_budget() => {
+        Err(error @ Error::Contents(ContentsError::Fetch(_)))
+            if !error.is_budget() && !error.is_metered() =>
+        {
             Some(varve_sys::whole_message(&error))
         }
         Err(error) => return Err(error),

@@ -30,6 +30,11 @@ pub enum Notice<'a> {
         /// The next one.
         next: &'a str,
     },
+    /// The link has become metered: it is left alone for a while.
+    Metered {
+        /// For how long at most.
+        pause: Duration,
+    },
     /// What comes is decoded with fewer walls around it than there could be.
     Kernel {
         /// What this kernel does not have.
@@ -48,6 +53,11 @@ impl fmt::Display for Notice<'_> {
             Self::Leaving { source, error, next } => {
                 write!(f, "{source}: {error}; going on with {next}")
             }
+            Self::Metered { pause } => write!(
+                f,
+                "the network is a metered one now; waiting for another for up to {} s",
+                pause.as_secs_f64().round()
+            ),
             Self::Kernel { lacks } => write!(
                 f,
                 "this kernel has no {}: what is fetched is decoded with less protection",
@@ -63,7 +73,7 @@ impl Notice<'_> {
     pub fn is_news(&self) -> bool {
         match self {
             Self::Waiting { pause, .. } => *pause >= Duration::from_secs(1),
-            Self::Leaving { .. } => true,
+            Self::Leaving { .. } | Self::Metered { .. } => true,
             // It is so every time, and nothing comes of it by itself.
             Self::Kernel { .. } => false,
         }

@@ -145,6 +145,7 @@ impl<'a> FileReader<'a> {
         if self.cancel.is_cancelled() {
             return Err(TransportError::Cancelled);
         }
+        self.gate()?;
         if !self.goes_on(position)? {
             self.begin(position, until)?;
         }
@@ -172,6 +173,21 @@ impl<'a> FileReader<'a> {
                 return Err(TransportError::Cancelled);
             }
         }
+    }
+
+    /// Waits while the link may not be used. What was under way is left, so that nothing more
+    /// comes, and asked for anew then.
+    fn gate(&mut self) -> Result<(), TransportError> {
+        let Some(gate) = &self.sources.gate else { return Ok(()) };
+        let source = self.order.front().and_then(|turn| self.sources.list.get(turn.source));
+        if source.is_none_or(|source| !source.is_network()) {
+            return Ok(());
+        }
+        let body = &mut self.body;
+        gate.pass(&self.path, self.cancel, |pause| {
+            *body = None;
+            self.sources.tell(&Notice::Metered { pause });
+        })
     }
 
     /// Whether the answer under way brings the byte at `position` before long; goes to the

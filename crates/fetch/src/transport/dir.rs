@@ -34,6 +34,10 @@ impl Transport for DirTransport {
         &self.name
     }
 
+    fn is_network(&self) -> bool {
+        false
+    }
+
     fn open(
         &self,
         path: &str,

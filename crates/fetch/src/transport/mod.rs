@@ -32,6 +32,11 @@ pub trait Transport: Send + Sync {
     /// The source as the user named it, for messages.
     fn name(&self) -> &str;
 
+    /// Whether what it gives comes over the network.
+    fn is_network(&self) -> bool {
+        true
+    }
+
     /// Opens `path` (relative, with `/` between components, such as
     /// `metadata/timestamp.json`): the whole of it when there are no `ranges`, else these
     /// bytes of it. Ranges are ascending, apart from each other and not empty. The body
@@ -266,6 +271,9 @@ pub enum TransportError {
         /// The most bytes that may be fetched.
         limit: u64,
     },
+    /// The link has become metered, and its owner does not want that used.
+    #[error("the network has become a metered one")]
+    Metered,
     /// The user cancelled.
     #[error("cancelled")]
     Cancelled,
