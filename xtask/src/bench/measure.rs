@@ -16,16 +16,25 @@ pub(super) struct Cost {
     pub(super) memory: u64,
     /// Handed to the disk, in bytes.
     pub(super) written: u64,
+    /// Processors that other work of this machine used meanwhile.
+    pub(super) others: f64,
 }
 
 impl Cost {
     /// Of no run yet.
-    pub(super) const ANY: Self =
-        Self { time: Duration::MAX, processor: Duration::MAX, memory: 0, written: u64::MAX };
+    pub(super) const ANY: Self = Self {
+        time: Duration::MAX,
+        processor: Duration::MAX,
+        memory: 0,
+        written: u64::MAX,
+        others: 0.0,
+    };
 
     /// Of two runs of the same: the least, and of memory the most.
     pub(super) fn and(self, other: Self) -> Self {
+        let others = if other.time < self.time { other.others } else { self.others };
         Self {
+            others,
             time: self.time.min(other.time),
             processor: self.processor.min(other.processor),
             memory: self.memory.max(other.memory),
@@ -53,9 +62,10 @@ pub(super) fn answered(command: &Command) -> Result<(Cost, String)> {
             timed.env(name, value);
         }
     }
-    let begin = Instant::now();
+    let (begin, machine) = (Instant::now(), Machine::now()?);
     let output = timed.stdin(Stdio::null()).output()?;
     let time = begin.elapsed();
+    let machine = Machine::now()?.since(&machine);
     if !output.status.success() {
         let said = [output.stdout, output.stderr].concat();
         return Err(format!("{command:?} failed: {}", String::from_utf8_lossy(&said)).into());
@@ -65,13 +75,46 @@ pub(super) fn answered(command: &Command) -> Result<(Cost, String)> {
     let [kilobytes, blocks, user, system] = numbers[..] else {
         return Err(format!("GNU time said of {command:?}: {text}").into());
     };
+    let processor = user + system;
     let cost = Cost {
         time,
-        processor: Duration::from_secs_f64(user + system),
+        others: ((machine - processor) / time.as_secs_f64()).max(0.0),
+        processor: Duration::from_secs_f64(processor),
         memory: kilobytes as u64 * 1024,
         written: blocks as u64 * 512,
     };
     Ok((cost, String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
+/// What the processors have done: seconds, of all programs, and of this one.
+struct Machine {
+    all: f64,
+    own: f64,
+}
+
+impl Machine {
+    fn now() -> Result<Self> {
+        // "cpu  user nice system idle iowait irq softirq steal …", in ticks; proc(5).
+        let text = std::fs::read_to_string("/proc/stat")?;
+        let ticks = text.lines().next().unwrap_or_default().split_whitespace().skip(1);
+        let ticks: Vec<f64> = ticks.map_while(|word| word.parse().ok()).collect();
+        let [user, nice, system, _, _, irq, softirq, steal, ..] = ticks[..] else {
+            return Err(format!("/proc/stat says: {text}").into());
+        };
+        let ticks = user + nice + system + irq + softirq + steal;
+        let own = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        Ok(Self {
+            // A hundred ticks a second on every machine of ours (USER_HZ), whatever the kernel's own.
+            all: ticks / 100.0,
+            own: own.tv_sec as f64 + own.tv_nsec as f64 / 1e9,
+        })
+    }
+
+    /// Seconds of processors since `before` that were not this program's, which serves
+    /// what is measured.
+    fn since(&self, before: &Self) -> f64 {
+        (self.all - before.all) - (self.own - before.own)
+    }
 }
 
 /// How many system calls a program makes, where strace is installed.

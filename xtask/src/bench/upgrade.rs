@@ -103,6 +103,7 @@ fn pull_and_checkout(client: &Client, url: &str) -> Result<Cost> {
             processor: pull.processor + checkout.processor + sync.processor,
             memory: pull.memory.max(checkout.memory),
             written: pull.written + checkout.written,
+            others: pull.others.max(checkout.others),
         })
     })
 }

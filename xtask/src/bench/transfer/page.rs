@@ -1,6 +1,6 @@
 //! The figures as a page of the documentation, and as lines of the terminal.
 
-use super::record::{Figures, PairName, Record, Row, Way};
+use super::record::{Figures, PairName, Record, Row, Took, Way};
 use crate::bench::measure::Figure;
 use crate::project::{output, program};
 use std::fmt::Write as _;
@@ -10,15 +10,15 @@ const TEXT: &str = include_str!("page.md");
 /// One row for the terminal.
 pub(super) fn line(way: Way, row: &Row) -> String {
     let made = row.publisher.map_or(String::new(), |took| {
-        format!("; made in {}, {} MiB", time(took.seconds), took.memory >> 20)
+        let [time, _] = times(took);
+        format!("; made in {time}, {} MiB", took.memory >> 20)
     });
+    let [seconds, processor] = times(row.device);
     let note = if row.note.is_empty() { String::new() } else { format!("\n{:26}{}", "", row.note) };
     format!(
-        "  {:24}{:>10}  {}, processor {}, {} MiB{made}{note}",
+        "  {:24}{:>10}  {seconds}, processor {processor}, {} MiB{made}{note}",
         way.name(),
         megabytes(row.bytes),
-        time(row.device.seconds),
-        time(row.device.processor_seconds),
         row.device.memory >> 20
     )
 }
@@ -57,10 +57,10 @@ fn table(out: &mut String, name: PairName, figures: &Figures) {
     );
     for way in Way::ALL {
         let Some(row) = figures.rows.get(&way) else { continue };
-        let took = |took: Option<super::record::Took>| {
+        let took = |took: Option<Took>| {
             took.map_or([const { String::new() }; 3], |took| {
-                let memory = format!("{} MiB", took.memory >> 20);
-                [time(took.seconds), time(took.processor_seconds), memory]
+                let [seconds, processor] = times(took);
+                [seconds, processor, format!("{} MiB", took.memory >> 20)]
             })
             .join(" | ")
         };
@@ -91,8 +91,14 @@ pub(super) fn megabytes(bytes: u64) -> String {
     }
 }
 
+/// Seconds, and seconds of processors; marked where other work disturbed them.
+pub(super) fn times(took: Took) -> [String; 2] {
+    let mark = if took.is_disturbed() { "*" } else { "" };
+    [took.seconds, took.processor_seconds].map(|seconds| format!("{}{mark}", time(seconds)))
+}
+
 /// Seconds.
-pub(super) fn time(seconds: f64) -> String {
+fn time(seconds: f64) -> String {
     if seconds < 20.0 { format!("{seconds:.1} s") } else { format!("{seconds:.0} s") }
 }
 

@@ -1,7 +1,7 @@
 //! The table as a picture. Written by hand: bars and text in SVG are a page of code, and the
 //! picture follows the reader's light or dark theme, which the plotting crates do not do.
 
-use super::page::{megabytes, time};
+use super::page::{megabytes, times};
 use super::record::{Figures, PairName, Record, Row, Took, Way};
 use std::fmt::Write as _;
 
@@ -25,6 +25,13 @@ pub(super) fn draw(record: &Record) -> String {
     let mut at = 10;
     for (name, figures) in &record.pairs {
         at = pair(&mut body, at, *name, figures);
+    }
+    let disturbed = |row: &Row| {
+        row.device.is_disturbed() || row.publisher.is_some_and(|took| took.is_disturbed())
+    };
+    if record.pairs.values().flat_map(|figures| figures.rows.values()).any(disturbed) {
+        text(&mut body, 0, at + 6, "small", "* the machine did other work meanwhile");
+        at += LINE;
     }
     let height = at + 6;
     format!(
@@ -68,12 +75,13 @@ fn bar(out: &mut String, top: u32, way: Way, row: &Row, longest: u64) {
     );
     text(out, BARS + length as u32 + 6, base, "", &megabytes(row.bytes));
     let mebibytes = |took: Took| format!("{} MiB", took.memory >> 20);
-    let device = row.device;
+    let [seconds, processor] = times(row.device);
+    let made = row.publisher.map(times).unwrap_or_default();
     let cells = [
-        time(device.seconds),
-        time(device.processor_seconds),
-        mebibytes(device),
-        row.publisher.map(|took| time(took.seconds)).unwrap_or_default(),
+        seconds,
+        processor,
+        mebibytes(row.device),
+        made[0].clone(),
         row.publisher.map(mebibytes).unwrap_or_default(),
     ];
     for (x, cell) in COLUMNS.into_iter().zip(&cells) {

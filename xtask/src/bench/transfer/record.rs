@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Raised when older figures cannot be read any more; they are measured again then.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// From which release to which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
@@ -140,6 +140,9 @@ impl Way {
     }
 }
 
+/// Times are not to be compared when other work used more than so much of a processor.
+const QUIET: f64 = 0.25;
+
 /// What a program took.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Took {
@@ -147,6 +150,15 @@ pub(super) struct Took {
     pub(super) processor_seconds: f64,
     /// Of the largest process, in bytes.
     pub(super) memory: u64,
+    /// Processors that other work of the machine used meanwhile.
+    pub(super) others: f64,
+}
+
+impl Took {
+    /// The times are those of a machine that did other work too.
+    pub(super) fn is_disturbed(&self) -> bool {
+        self.others > QUIET
+    }
 }
 
 impl From<Cost> for Took {
@@ -155,6 +167,7 @@ impl From<Cost> for Took {
             seconds: cost.time.as_secs_f64(),
             processor_seconds: cost.processor.as_secs_f64(),
             memory: cost.memory,
+            others: cost.others,
         }
     }
 }
