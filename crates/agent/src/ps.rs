@@ -10,6 +10,9 @@
 //!                    layers/L/tree  -> layer L         else               not ours
 //! ```
 //!
+//! A mount of another device, which may have deployments and layers of the same names, is not
+//! ours either: an overlay tells by its source, a bind by its file system and path.
+//!
 //! Read-only, and as right as a moment can be: processes come and go while it looks; one
 //! that is gone is left out. Callers: `varve ps`; `collect`, so that nothing is deleted
 //! on which anybody still stands.
@@ -26,7 +29,7 @@ use varve_rootfs::Deployment;
 use varve_sys::Dir;
 
 pub(crate) use mounts::is_of_layers;
-use mounts::{Mount, Mounts};
+use mounts::{Mount, Mounts, Own};
 pub use mounts::{Origin, all_mounts};
 
 /// In what way a process holds a file.
@@ -103,7 +106,8 @@ pub fn processes(
     booted: Option<&DeploymentName>,
     live: Option<&DeploymentName>,
 ) -> std::io::Result<Vec<Process>> {
-    let mut look = Look { varve, deployments, booted, live, namespaces: HashMap::new() };
+    let own = Own::of(varve, proc);
+    let mut look = Look { varve, own, deployments, booted, live, namespaces: HashMap::new() };
     let mut pids: Vec<u32> = std::fs::read_dir(proc)?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
@@ -114,6 +118,7 @@ pub fn processes(
 
 struct Look<'a> {
     varve: &'a Dir,
+    own: Own,
     deployments: &'a [Deployment],
     booted: Option<&'a DeploymentName>,
     live: Option<&'a DeploymentName>,
@@ -131,7 +136,7 @@ impl Look<'_> {
         let namespace = std::fs::read_link(dir.join("ns/mnt")).ok()?.into_os_string();
         if !self.namespaces.contains_key(&namespace) {
             let text = std::fs::read(dir.join("mountinfo")).ok()?;
-            self.namespaces.insert(namespace.clone(), Mounts::parse(&text)?);
+            self.namespaces.insert(namespace.clone(), Mounts::parse(&text, &self.own)?);
         }
         let root = std::fs::read_link(dir.join("root")).ok()?;
         let root_mount = mounts::mount_id(&dir.join("root"));

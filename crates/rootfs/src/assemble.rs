@@ -18,7 +18,7 @@ use varve_sys::mount::{
 use varve_sys::task::both;
 use varve_sys::{Attributes, Dir, SysError, durable, whole_message};
 
-use crate::mount::{AssembleError, MountPlan, SOURCE, Step, Top, show};
+use crate::mount::{AssembleError, MountPlan, Step, Top, show, source_of};
 use crate::store::Store;
 
 /// What came of a plan.
@@ -191,7 +191,9 @@ impl Work<'_> {
 
     fn overlay(&self, step: &Step, upper: &Upper) -> Result<Made, AssembleError> {
         let base = self.store.dir().fd();
-        let overlay = Overlay { base, lowers: &step.lowers, upper: Some(upper), source: SOURCE };
+        let unusable = |source| AssembleError::Stack { path: ".".into(), source };
+        let source = source_of(self.store.dir()).map_err(unusable)?;
+        let overlay = Overlay { base, lowers: &step.lowers, upper: Some(upper), source: &source };
         let made = overlay_detached(&overlay)
             .map_err(|source| AssembleError::Mount { target: step.target.to_string(), source })?;
         Ok(Made { mount: made.mount, refused: made.refused })

@@ -27,8 +27,13 @@ use varve_sys::{Dir, FileType, SysError};
 
 use crate::store::{LAYER_TREE, Store};
 
-/// The names that `/proc/mounts` shows for a root, and for its state paths.
-pub(crate) const SOURCE: &str = "varve";
+/// What `/proc/mounts` shows as the source of a root, and of its state paths: of which device
+/// they are (`varve-`, the number of the file system, the inode of `varve`), since paths in an
+/// overlay's options are relative to it. `varve ps` compares it.
+pub fn source_of(varve: &Dir) -> Result<String, SysError> {
+    let stat = varve.stat(".")?;
+    Ok(format!("varve-{}-{}", stat.device, stat.inode))
+}
 
 /// What to mount, in this order. Paths are relative to `/varve`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -229,7 +234,9 @@ pub fn show(store: &Store, step: &Step) -> Result<(mount::Detached, Vec<String>)
         [alone] => bind_detached(base, alone, Access::ReadOnly, Reach::Alone)
             .map(|mount| (mount, Vec::new())),
         lowers => {
-            let overlay = Overlay { base, lowers, upper: None, source: SOURCE };
+            let unusable = |source| AssembleError::Stack { path: ".".into(), source };
+            let source = source_of(store.dir()).map_err(unusable)?;
+            let overlay = Overlay { base, lowers, upper: None, source: &source };
             overlay_detached(&overlay).map(|made| (made.mount, made.refused))
         }
     };

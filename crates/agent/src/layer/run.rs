@@ -18,7 +18,7 @@ use rustix::fs::CWD;
 use varve_format::deployment::{LayerKind, OwnLayer};
 use varve_format::{LayerName, TreePath};
 use varve_rootfs::merge::{self, FoldError, Layer};
-use varve_rootfs::mount::root_paths;
+use varve_rootfs::mount::{root_paths, source_of};
 use varve_rootfs::resolve::Resolver;
 use varve_rootfs::view;
 use varve_sys::Dir;
@@ -263,7 +263,8 @@ impl Inside<'_> {
         let upper = Upper { upper: scratch.join("upper"), work: scratch.join("work") };
         let varve = inside::reopen(self.varve)?;
         let (base, lowers) = (varve.fd(), &self.lowers[..]);
-        let overlay = Overlay { base, lowers, upper: Some(&upper), source: "varve" };
+        let source = source_of(&varve)?;
+        let overlay = Overlay { base, lowers, upper: Some(&upper), source: &source };
         overlay_detached(&overlay)
             .and_then(|made| made.mount.attach(CWD, &place))
             .map_err(InsideError::Mount)?;

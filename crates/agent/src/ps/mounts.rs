@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -53,6 +54,43 @@ pub(super) fn root_parts(record: &DeploymentRecord) -> Vec<Part> {
     parts
 }
 
+/// How the mounts of this device are told from those of another one, whose deployments and
+/// layers may have the same names.
+pub(super) struct Own {
+    /// The source of its overlays.
+    source: Option<String>,
+    /// The file system of `/varve`, and where on it that is.
+    place: Option<((u32, u32), PathBuf)>,
+}
+
+impl Own {
+    /// Of the open `/varve`; `proc` is `/proc`. What cannot be told is not compared.
+    pub(super) fn of(varve: &Dir, proc: &Path) -> Self {
+        let fd = proc.join("self/fd").join(varve.fd().as_raw_fd().to_string());
+        let place = || {
+            let path = std::fs::read_link(&fd).ok()?;
+            let mounts = parse_mountinfo(&std::fs::read(proc.join("self/mountinfo")).ok()?).ok()?;
+            let id = mount_id(&fd)?;
+            let mount = mounts.into_iter().find(|mount| u64::from(mount.id) == id)?;
+            let within = path.strip_prefix(&mount.mount_point).ok()?;
+            Some((mount.device, mount.root.join(within)))
+        };
+        Self { source: varve_rootfs::mount::source_of(varve).ok(), place: place() }
+    }
+
+    /// Whether a mount that could be of ours is another device's.
+    fn is_strange(&self, entry: &MountEntry) -> bool {
+        if entry.filesystem == "overlay" {
+            // Without the numbers it was made by an earlier version.
+            let named = entry.source.to_str().filter(|source| source.starts_with("varve-"));
+            return named.is_some_and(|named| self.source.as_deref().is_some_and(|s| s != named));
+        }
+        self.place.as_ref().is_some_and(|(device, varve)| {
+            entry.device != *device || !entry.root.starts_with(varve)
+        })
+    }
+}
+
 /// One mount.
 pub(super) struct Mount {
     entry: MountEntry,
@@ -71,8 +109,13 @@ pub(super) struct Mounts(Vec<Mount>);
 
 impl Mounts {
     /// None when the kernel's list has a form that is not known.
-    pub(super) fn parse(text: &[u8]) -> Option<Self> {
-        Some(Self(parse_mountinfo(text).ok()?.into_iter().map(Mount::new).collect()))
+    pub(super) fn parse(text: &[u8], own: &Own) -> Option<Self> {
+        let read = |entry| {
+            let strange = own.is_strange(&entry);
+            let mount = Mount::new(entry);
+            if strange { mount.of_nobody() } else { mount }
+        };
+        Some(Self(parse_mountinfo(text).ok()?.into_iter().map(read).collect()))
     }
 
     /// The mount with this id; when the id is not known here (an older kernel, a file of
@@ -114,6 +157,12 @@ impl Mount {
             state_of = name.and_then(|name| name.parse().ok());
         }
         Self { entry, lowers, upper, is_state, state_of, known: HashMap::new() }
+    }
+
+    /// The same mount, with nothing of this device.
+    fn of_nobody(self) -> Self {
+        let lowers = Vec::new();
+        Self { lowers, upper: None, is_state: false, state_of: None, ..self }
     }
 
     pub(super) fn id(&self) -> u64 {
@@ -281,7 +330,8 @@ mod tests {
 24 21 254:1 /varve/trees/t1 /mnt ro - ext4 /dev/vda rw\n\
 25 21 0:5 / /dev rw - devtmpfs udev rw\n\
 26 21 0:30 / /x ro - overlay overlay ro,lowerdir=/a\\:b:/c\n";
-        let mut mounts = Mounts::parse(text).unwrap();
+        let unknown = Own { source: None, place: None };
+        let mut mounts = Mounts::parse(text, &unknown).unwrap();
         let layer = |name: &str| Part::Layer(name.parse().unwrap());
         assert_eq!(mounts.0[0].parts(), [layer("u2"), layer("base")]);
         assert_eq!(mounts.0[1].lowers[0].1, Path::new("layers/u2/tree/etc"));
@@ -292,6 +342,22 @@ mod tests {
         let mut point = |path: &str| mounts.find(None, Path::new(path)).unwrap().entry.id;
         assert_eq!([point("/etc/passwd"), point("/etcetera"), point("/usr")], [22, 21, 21]);
         assert_eq!(mounts.find(Some(24), Path::new("/etc")).unwrap().entry.id, 24);
+    }
+
+    #[test]
+    fn mounts_of_another_device_are_nobodys() {
+        let text = b"\
+21 1 0:20 / / ro - overlay varve-7-9 ro,lowerdir+=layers/base/tree\n\
+22 1 0:21 / /a ro - overlay varve-7-8 ro,lowerdir+=layers/base/tree\n\
+23 1 0:22 / /b ro - overlay varve ro,lowerdir+=layers/base/tree\n\
+24 1 254:1 /varve/trees/t1 /c ro - ext4 /dev/vda rw\n\
+25 1 254:2 /varve/trees/t1 /d ro - ext4 /dev/vdb rw\n\
+26 1 254:1 /other/varve/trees/t1 /e ro - ext4 /dev/vda rw\n";
+        let place = Some(((254, 1), PathBuf::from("/varve")));
+        let own = Own { source: Some("varve-7-9".to_owned()), place };
+        let mounts = Mounts::parse(text, &own).unwrap();
+        let ours = mounts.0.iter().map(|mount| !mount.parts().is_empty());
+        assert!(ours.eq([true, false, true, true, false, false]));
     }
 
     #[test]

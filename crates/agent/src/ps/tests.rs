@@ -98,6 +98,11 @@ fn a_process_on_an_overlay_is_traced_to_its_layers() {
     assert_eq!(origin(How::OpenFile, "notes"), Origin::Layer("u2".parse().unwrap()));
     assert!(seen.uses.iter().any(|held| held.how == How::WorkingDirectory));
     assert!(!seen.uses.iter().any(|held| held.how == How::Root), "its root is this machine's");
+    // Another device whose deployments have the same names.
+    let folder = tempfile::tempdir().unwrap();
+    let other = Store::create(&Dir::open(folder.path()).unwrap()).unwrap();
+    let all = processes(Path::new("/proc"), other.dir(), &deployments, None, None).unwrap();
+    assert!(!all.iter().any(|process| process.pid == child.0.id()), "{all:#?}");
     let mounts = all_mounts(Path::new("/proc")).unwrap();
     assert!(mounts.iter().any(|mount| mount.super_options.contains("layers/u2/tree")));
 }
