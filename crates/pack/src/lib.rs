@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The queue of slots is bounded, so memory is (QUEUE + threads) frames, decoded and
-//! stored. What a frame holds and how it is compressed depends on the contents alone,
+//! stored, and one decoded for each class of contents. What a frame holds and how it is compressed depends on the contents alone,
 //! never on timing: the same contents in the same order give the same pack.
 //!
 //! A large content is compressed before its digest is known. If an earlier pack turns
@@ -18,6 +18,8 @@
 
 #![forbid(unsafe_code)]
 
+mod class;
+
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex};
 
@@ -26,6 +28,8 @@ use varve_format::pack::{Location, MAX_FRAME, PACK_MAGIC, PackError, PackIndex};
 use varve_format::release::PackRef;
 use varve_format::{ContentDigest, Sha256Digest};
 use varve_sys::{NewFile, SysError};
+
+use class::Class;
 
 /// Decoded bytes in a frame of a content that has several, so that a download that was
 /// cut loses no more than this.
@@ -58,24 +62,12 @@ type Result<T> = std::result::Result<T, WriteError>;
 pub struct Packer {
     jobs: Sender<Job>,
     slots: SyncSender<Slot>,
-    /// Frames under way, one for each kind of content.
-    open: [Frame; KINDS],
+    /// Frames under way, by [`Class::number`].
+    open: [Frame; Class::COUNT],
     /// The number of the next frame.
     next: u32,
     contents: Vec<Location>,
 }
-
-/// Contents of one kind share frames: they compress better together, and what is
-/// compressed already does not spoil the frame of others.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Class {
-    /// It may become smaller.
-    Plain,
-    /// Compressed already, by its first bytes.
-    Compressed,
-}
-
-const KINDS: usize = 2;
 
 #[derive(Default)]
 struct Frame {
@@ -120,27 +112,6 @@ pub struct Written {
     pub index: Vec<u8>,
 }
 
-impl Class {
-    /// By the first bytes of a content.
-    pub fn of(start: &[u8]) -> Self {
-        const COMPRESSED: [&[u8]; 8] = [
-            b"\x1f\x8b",
-            b"\xfd7zXZ\0",
-            b"\x28\xb5\x2f\xfd",
-            b"BZh",
-            b"PK\x03\x04",
-            b"\x89PNG",
-            b"\xff\xd8\xff",
-            b"wOF2",
-        ];
-        if COMPRESSED.iter().any(|magic| start.starts_with(magic)) {
-            Self::Compressed
-        } else {
-            Self::Plain
-        }
-    }
-}
-
 /// Runs `body` with a [`Packer`] and appends the pack of what it puts in to `file`, whose
 /// position is `start`. Gives the file back, synced no further than before; none for the
 /// pack when `body` put nothing in (then nothing but its magic was written).
@@ -166,8 +137,8 @@ pub fn write_pack<T, E: From<WriteError>>(
         let mut packer =
             Packer { jobs, slots, open: Default::default(), next: 0, contents: Vec::new() };
         let result = body(&mut packer).and_then(|value| {
-            for kind in 0..KINDS {
-                packer.flush(kind)?;
+            for class in 0..Class::COUNT {
+                packer.flush(class)?;
             }
             Ok(value)
         });
@@ -189,11 +160,11 @@ impl Packer {
             self.extend(&mut large, bytes)?;
             return self.keep(large, digest, bytes.len() as u64);
         }
-        let kind = Class::of(bytes) as usize;
-        if self.open[kind].bytes.len() + bytes.len() > MAX_FRAME as usize {
-            self.flush(kind)?;
+        let class = Class::of(bytes).number();
+        if self.open[class].bytes.len() + bytes.len() > MAX_FRAME as usize {
+            self.flush(class)?;
         }
-        let frame = &mut self.open[kind];
+        let frame = &mut self.open[class];
         frame.contents.push((digest, bytes.len() as u64, frame.bytes.len() as u32));
         frame.bytes.extend_from_slice(bytes);
         Ok(())
@@ -234,8 +205,8 @@ impl Packer {
         self.slots.send(Slot::Drop).map_err(|_| WriteError::Worker)
     }
 
-    fn flush(&mut self, kind: usize) -> Result<()> {
-        let Frame { bytes, contents } = std::mem::take(&mut self.open[kind]);
+    fn flush(&mut self, class: usize) -> Result<()> {
+        let Frame { bytes, contents } = std::mem::take(&mut self.open[class]);
         if bytes.is_empty() {
             return Ok(());
         }
