@@ -114,15 +114,19 @@ pub(crate) fn settings(
         }
         Format::Xz => xz::candidates(stream, plain).into_iter().map(Settings::Xz).collect(),
         Format::Zstd => zstd::candidates(stream).into_iter().map(Settings::Zstd).collect(),
-        Format::Deflate => vec![Settings::Deflate(deflate::corrections(stream, plain)?)],
+        Format::Deflate => Vec::new(),
         Format::Lz4Legacy => [9, 12, 1].map(|level| Settings::Lz4Legacy { level }).to_vec(),
     };
-    let light = |c: &&Settings| format != Format::Zstd || c.memory(0) <= LIGHT;
-    let found = candidates
-        .iter()
-        .filter(light)
-        .find(|c| encode(c, plain).is_ok_and(|made| made == stream))
-        .cloned();
+    let light = |c: &Settings| format != Format::Zstd || c.memory(0) <= LIGHT;
+    let proves = |c: &Settings| encode(c, plain).is_ok_and(|made| made == stream);
+    let found = candidates.into_iter().filter(light).find(proves);
+    // Each costs as much to find as to prove.
+    let in_parts = || {
+        let of = |most| deflate::corrections(stream, plain, most).map(Settings::Deflate);
+        let parts = deflate::PARTS.into_iter().filter(|_| format == Format::Deflate);
+        parts.filter_map(of).find(proves)
+    };
+    let found = found.or_else(in_parts);
     let chosen = || {
         let told = format == Format::Zstd && frame::comes_back(format, stream, plain);
         told.then_some(Settings::Chosen(format))
@@ -139,7 +143,7 @@ const LIGHT: u64 = 64 << 20;
 #[cfg(feature = "make")]
 pub(crate) fn versions() -> String {
     // liblzma, lz4 and preflate come with their crates: raise the number with them.
-    format!("3 zstd {}", ::zstd::zstd_safe::version_number())
+    format!("4 zstd {}", ::zstd::zstd_safe::version_number())
 }
 
 impl Settings {
@@ -159,8 +163,7 @@ impl Settings {
             Self::Xz(settings) => settings.memory(),
             Self::Zstd(settings) => settings.memory(),
             Self::Chosen(_) => 0,
-            // The whole plain text again, and tables of hashes and tokens.
-            Self::Deflate(_) => plain * 4 + (4 << 20),
+            Self::Deflate(corrections) => deflate::memory(corrections, plain),
             Self::Lz4Legacy { .. } => 9 << 20,
         }
     }
