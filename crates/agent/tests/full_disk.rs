@@ -267,6 +267,34 @@ fn a_capture_and_a_layer_that_do_not_fit_are_refused_and_leave_nothing() {
     assert_eq!(fs::read_dir(lab.disk().join("varve/staging")).unwrap().count(), 0);
 }
 
+/// A command that fills what it finds meets a full disk before it meets the reserve.
+#[test]
+fn a_command_that_makes_a_layer_leaves_the_reserve() {
+    let Some(disk) = SmallDisk::new(40) else { return };
+    let lab = &disk.lab;
+    if !lab.give_shell() {
+        return;
+    }
+    lab.publish("r1");
+    lab.init();
+    let device = Device::open(disk.places()).unwrap();
+    let writer = device.lock("layer run", now()).unwrap();
+    let free = disk.free();
+    let script = "set -e; cd /; busybox dd if=/dev/zero of=full bs=65536 2>dd && exit 9
+        busybox grep -q 'No space' dd; size=$(busybox stat -c %s full); busybox rm full dd
+        echo $size > usr/size";
+    let command = ["/bin/busybox", "sh", "-c", script].map(str::to_owned);
+    let name = "full".parse().unwrap();
+    with_context(&Cancel::new(), |context| {
+        layer::run(&device, &writer, &name, "", &command, false, context).unwrap();
+    });
+    let size = fs::read_to_string(lab.disk().join("varve/layers/full/tree/usr/size")).unwrap();
+    let (size, reserve): (u64, u64) = (size.trim().parse().unwrap(), 1 << 20);
+    assert!(size + reserve <= free, "it wrote {size} of {free} bytes");
+    assert!(size > free / 2, "it wrote only {size} of {free} bytes");
+    assert_eq!(fs::read_dir(lab.disk().join("varve/staging")).unwrap().count(), 0);
+}
+
 /// What earlier attempts left is charged against the room that there is: it is no reason to
 /// refuse an upgrade, it goes when room is short, and the oldest goes first.
 #[test]

@@ -109,33 +109,42 @@ impl Lab {
         Self::below(tempfile::tempdir().unwrap())
     }
 
-    /// A system in which a command can run: this machine's static shell.
+    /// A system in which a command can run.
     pub(crate) fn runnable() -> Option<Self> {
+        let lab = Lab::below(varve_testkit::crash::scratch());
+        if !lab.give_shell() {
+            return None;
+        }
+        lab.publish("r1");
+        lab.init();
+        Some(lab)
+    }
+
+    /// Puts this machine's static shell into the tree that is published next. Says so where
+    /// no command could run in it.
+    pub(crate) fn give_shell(&self) -> bool {
         if !rustix::process::geteuid().is_root() {
             eprintln!("=== NOT RUN: mounts need root ===");
-            return None;
+            return false;
         }
         let shell =
             ["/bin/busybox", "/usr/bin/busybox"].iter().find(|path| Path::new(path).exists());
         let Some(shell) = shell else {
             eprintln!("=== NOT RUN: there is no static shell (busybox) to run in a copy ===");
-            return None;
+            return false;
         };
-        let lab = Lab::below(varve_testkit::crash::scratch());
         let status = "Package: base\nStatus: install ok installed\nArchitecture: all\nVersion: 1\n";
-        lab.tree()
+        self.tree()
             .file("usr/bin/busybox", fs::read(shell).unwrap())
             .file("var/lib/dpkg/status", status)
             .file("var/log/old", "old")
             .link("bin", "usr/bin");
-        let busybox = lab.tree().0.join("usr/bin/busybox");
+        let busybox = self.tree().0.join("usr/bin/busybox");
         fs::set_permissions(busybox, fs::Permissions::from_mode(0o755)).unwrap();
         for dir in ["proc", "dev", "sys", "tmp"] {
-            fs::create_dir_all(lab.tree().0.join(dir)).unwrap();
+            fs::create_dir_all(self.tree().0.join(dir)).unwrap();
         }
-        lab.publish("r1");
-        lab.init();
-        Some(lab)
+        true
     }
 
     pub(crate) fn below(folder: tempfile::TempDir) -> Self {
