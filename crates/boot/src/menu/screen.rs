@@ -84,22 +84,23 @@ impl Menu {
         match &self.asking {
             Some(choice) => {
                 self.question(choice, &mut say);
-                say("Enter  yes                              Esc  no");
+                say("Enter  yes                               Esc  no");
             }
             None => {
-                let restarts = match self.place {
-                    Place::Boot => "",
-                    Place::Running => "restarts the machine, ",
-                };
-                say(&format!(
-                    "A try {restarts}deletes nothing, and forgets what it changes in the system."
-                ));
+                say(match self.place {
+                    Place::Boot => {
+                        "A try deletes nothing, and forgets what it changes in the system."
+                    }
+                    Place::Running => {
+                        "A try restarts the machine; it deletes nothing, and forgets its own changes."
+                    }
+                });
                 if let Some(said) = self.said {
                     say(said);
                 } else {
                     say("");
                 }
-                say("1  take off the top one and try           2  only the base");
+                say("1  take off the top one and try          2  only the base");
                 say("3  find the bad one for me               4  put it all back");
                 let before = match &self.previous {
                     Some(_) if self.place == Place::Boot => "Esc  the system before",
