@@ -128,6 +128,8 @@ fn install(tree: &Path, dist: &Path, programs: &Programs) -> Result {
 /// What makes it a system for tests and not for a school.
 fn test_system(tree: &Path, label: &str) -> Result {
     write(&tree.join("usr/lib/varve-test/release"), label)?;
+    // What a user may change too, so that both have changed it.
+    write(&tree.join("usr/lib/varve-test/greeting"), format!("This is {label}.\n"))?;
     write(
         &tree.join("etc/systemd/system/serial-getty@ttyS0.service.d/autologin.conf"),
         "[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 - vt220\n",

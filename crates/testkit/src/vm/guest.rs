@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 /// What the boot stage says when it hands over.
 pub const HANDS_OVER: &str = "varve: booted ";
+/// The first line of the boot menu.
+pub const MENU: &str = "Take layers off until it works";
 /// The kernel's first line.
-const KERNEL_STARTS: &str = "Linux version ";
+pub const KERNEL_STARTS: &str = "Linux version ";
 
 /// A machine with its own disk and its own server.
 #[derive(Debug)]
@@ -163,28 +165,14 @@ impl Guest {
         self.run("cat /run/varve/boot.toml")
     }
 
-    /// Reboots and holds Escape until the boot stage has spoken, as a person does: a
-    /// keyboard sends a held key again and again, so one that is pressed before the
-    /// guest's driver is there is seen too.
+    /// Reboots and holds Escape until the boot stage has spoken.
     ///
     /// # Errors
     /// See [`Machine::login`].
     pub fn reboot_holding_escape(&mut self) -> Result<()> {
-        let machine = self.machine();
-        machine.reboot()?;
-        // Before that, the key would go to the system that shuts down.
-        machine.console.expect(KERNEL_STARTS, BOOT)?;
-        let end = Instant::now() + BOOT;
-        loop {
-            machine.monitor.key("esc", true)?;
-            match machine.console.expect(HANDS_OVER, Duration::from_millis(100)) {
-                Ok(_) => break,
-                Err(_) if Instant::now() < end => {}
-                Err(error) => return Err(error),
-            }
-        }
-        machine.monitor.key("esc", false)?;
-        machine.login(BOOT)
+        self.machine().reboot()?;
+        self.hold_at_boot("esc", HANDS_OVER)?;
+        self.machine().login(BOOT)
     }
 
     /// Reboots and types Escape on the serial line until the boot stage has spoken.
@@ -192,14 +180,45 @@ impl Guest {
     /// # Errors
     /// See [`Machine::login`].
     pub fn reboot_typing_escape(&mut self) -> Result<()> {
+        self.machine().reboot()?;
+        self.type_at_boot(b"\x1b", HANDS_OVER)?;
+        self.machine().login(BOOT)
+    }
+
+    /// Holds a key from the kernel's first line until `text` comes, as a person does: a
+    /// keyboard sends a held key again and again, so one that is pressed before the guest's
+    /// driver is there is seen too.
+    ///
+    /// # Errors
+    /// [`super::Error::Timeout`].
+    pub fn hold_at_boot(&mut self, key: &str, text: &str) -> Result<()> {
         let machine = self.machine();
-        machine.reboot()?;
+        // Before that, the key would go to the system that shuts down.
         machine.console.expect(KERNEL_STARTS, BOOT)?;
         let end = Instant::now() + BOOT;
         loop {
-            machine.console.send(b"\x1b")?;
-            match machine.console.expect(HANDS_OVER, Duration::from_millis(300)) {
-                Ok(_) => return machine.login(BOOT),
+            machine.monitor.key(key, true)?;
+            match machine.console.expect(text, Duration::from_millis(100)) {
+                Ok(_) => break,
+                Err(_) if Instant::now() < end => {}
+                Err(error) => return Err(error),
+            }
+        }
+        machine.monitor.key(key, false)
+    }
+
+    /// Types something on the serial line from the kernel's first line until `text` comes.
+    ///
+    /// # Errors
+    /// [`super::Error::Timeout`].
+    pub fn type_at_boot(&mut self, typed: &[u8], text: &str) -> Result<()> {
+        let machine = self.machine();
+        machine.console.expect(KERNEL_STARTS, BOOT)?;
+        let end = Instant::now() + BOOT;
+        loop {
+            machine.console.send(typed)?;
+            match machine.console.expect(text, Duration::from_millis(300)) {
+                Ok(_) => return Ok(()),
                 Err(_) if Instant::now() < end => {}
                 Err(error) => return Err(error),
             }

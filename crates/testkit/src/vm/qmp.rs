@@ -93,12 +93,15 @@ impl Monitor {
         self.command("system_powerdown", Value::Null).map(|_| ())
     }
 
-    /// Writes what the screen shows as a PPM picture.
+    /// Writes what the screen shows as a picture: PNG (qemu 7.1 and later) where the file
+    /// is named so, else PPM.
     ///
     /// # Errors
     /// [`Error::Monitor`] when the file cannot be written.
     pub fn screen(&mut self, path: &Path) -> Result<()> {
-        self.command("screendump", json!({ "filename": path.display().to_string() })).map(|_| ())
+        let format = if path.extension().is_some_and(|end| end == "png") { "png" } else { "ppm" };
+        let arguments = json!({ "filename": path.display().to_string(), "format": format });
+        self.command("screendump", arguments).map(|_| ())
     }
 
     fn line(&mut self) -> Result<Value> {

@@ -90,3 +90,26 @@ pub(crate) fn expect_nothing_newer(guest: &mut Guest, channel: &str) -> Outcome 
     assert_eq!(before, after, "a release that was rolled back was taken again:\n{}", output.text);
     Ok(())
 }
+
+/// A machine of Debian 13 that runs, layout overlay, root mode volatile.
+pub(crate) fn machine() -> Result<Guest, Error> {
+    let mut guest = Lab::open()?.guest("debian-13", "overlay")?;
+    guest.boot()?;
+    Ok(guest)
+}
+
+/// What a command answers with `--json`.
+pub(crate) fn json(guest: &mut Guest, command: &str) -> Result<serde_json::Value, Error> {
+    let text = guest.run(&format!("{command} --json 2>/dev/null"))?;
+    Ok(serde_json::from_str(&text).unwrap_or_else(|error| panic!("{command}: {error}\n{text}")))
+}
+
+/// Makes a layer of a directory with this one file.
+pub(crate) fn add_layer(guest: &mut Guest, name: &str, path: &str, content: &str) -> Outcome {
+    guest
+        .run(&format!(
+            "d=/run/new/{name}; mkdir -p $d/$(dirname {path}) && printf '%b' '{content}' > $d/{path} \
+             && chmod 755 $d/{path} && varve layer add $d --name {name} && rm -r $d"
+        ))
+        .map(|_| ())
+}
