@@ -15,6 +15,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -121,6 +122,13 @@ impl Recorder {
             Answer::Healed(operations, struck) => Ok((operations, struck)),
             other => Err(unexpected(&other)),
         }
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        // A marker may live longer; the server ends with the socket.
+        let _ = lock(&self.link).socket.shutdown(Shutdown::Both);
     }
 }
 

@@ -233,4 +233,9 @@ fn marks_can_come_from_elsewhere() {
     let log = recorder.cut().unwrap();
     assert_eq!(log.marks(log.entries().len()), ["from a thread"]);
     assert!(recorder.cut().is_err(), "a disk is cut once");
+    // A mark that outlives the disk keeps nothing waiting.
+    let begin = std::time::Instant::now();
+    drop(recorder);
+    mark("too late".to_owned());
+    assert!(begin.elapsed() < std::time::Duration::from_secs(5), "{:?}", begin.elapsed());
 }
