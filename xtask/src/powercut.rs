@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo xtask powercut                       all scenarios on all file systems
-//! cargo xtask powercut --ci                  a bounded share with a fixed seed
+//! cargo xtask powercut --ci                  a bounded share with a fixed seed, machines included
 //! cargo xtask powercut --faults              takes out each safety step in turn
 //! cargo xtask powercut --replay FILE         judges a kept state again
 //! cargo xtask powercut --vm 30               cuts the power of a real Debian
@@ -17,17 +17,20 @@ use crate::packages;
 use crate::project::{Result, cache, cargo, program, root, show, target};
 
 /// What CI runs: every scenario on the file system that Debian installs, and those in
-/// which most can go wrong on the others too, as far as this kernel has them.
+/// which most can go wrong on the others too, as far as this kernel has them; and real
+/// machines, two at a time.
 const CI: &[&str] = &[
     "--fs ext4 --states 12 --deep 1 --deep-states 4 --minutes 3.5",
     "--fs xfs,btrfs --present --scenario primitives,upgrade,trial,strip --states 12 --deep 1 \
      --deep-states 4 --minutes 1.5",
+    "--vm 30 --minutes 11",
 ];
 
 /// Cuts the power at every point of varve's work and looks whether the device lives on.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The bounded share that CI runs, in at most five minutes.
+    /// The bounded share that CI runs: five minutes at most, and virtual machines for about
+    /// twelve more.
     #[arg(long)]
     ci: bool,
     /// For the rig: --fs, --scenario, --states, --deep, --seed, --hours, --faults,
@@ -56,12 +59,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result {
         true => CI.iter().map(|line| line.split_whitespace().map(Into::into).collect()).collect(),
         false => vec![arguments.rig.clone()],
     };
-    let vm = arguments.rig.iter().any(|argument| argument == "--vm");
-    let lab = if vm { Some(lab::of_demo(&lab::LAYOUTS)?) } else { None };
     for words in runs {
+        let vm = words.iter().any(|word| word == "--vm");
+        let lab = if vm { Some(lab::of_demo(&lab::LAYOUTS)?) } else { None };
         let mut rig = program(&target.join("debug/varve-powercut").to_string_lossy());
         rig.current_dir(root()).args(words);
-        if let Some(lab) = &lab {
+        if let Some(lab) = lab {
             rig.env(varve_testkit::vm::lab::VARIABLE, lab);
         }
         if !rig.status()?.success() {

@@ -63,9 +63,10 @@ struct Arguments {
     /// Take out each safety step in turn; each must be noticed.
     #[arg(long)]
     faults: bool,
-    /// With --faults: only the steps whose names begin so, such as `check.`.
-    #[arg(long, default_value = "")]
-    step: String,
+    /// With --faults: only the steps whose names begin so, such as `check.`; several are
+    /// separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "")]
+    step: Vec<String>,
     /// Let reads and writes of the disk fail instead of the power: so many failures of each
     /// scenario.
     #[arg(long, value_name = "FAILURES")]
@@ -485,7 +486,7 @@ fn faults(
                 say!("  there without any fault, and not counted: {finding}");
             }
             for (step, passed) in steps {
-                if !step.starts_with(&arguments.step) {
+                if !arguments.step.iter().any(|wanted| step.starts_with(wanted)) {
                     continue;
                 }
                 if verdicts.get(&step).is_some_and(|(_, verdict)| verdict.states.is_some()) {

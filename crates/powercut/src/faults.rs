@@ -1,13 +1,16 @@
 //! The rig's proof of itself: each safety step that a scenario passes is taken out, and
-//! some state must then break a promise.
+//! some state must then break a promise. A sync that is missing shows soon after it, so the
+//! states near there alone are judged then.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use varve_sys::faults;
 
 use crate::error::Result;
 use crate::run::{Case, Deep};
-use crate::scenario::Finding;
+use crate::scenario::{Finding, SharedMark};
+use crate::states::LEFT_OUT;
 
 /// What became of one step.
 #[derive(Clone, Debug)]
@@ -42,15 +45,20 @@ pub fn steps(
     Ok((recorded.steps, known.into_iter().collect()))
 }
 
-/// Takes a step out while `work` runs, and notes which steps it passes.
+/// Takes a step out while `work` runs, and notes which steps it passes. Each time that it is
+/// left out, `mark` is given [`LEFT_OUT`].
 pub(crate) fn without<T>(
     step: Option<&str>,
+    mark: Option<&SharedMark>,
     work: impl FnOnce() -> T,
 ) -> (T, BTreeMap<String, u64>) {
+    let mark = mark.map(Arc::clone);
+    faults::when_out(mark.map(|mark| Box::new(move || mark(LEFT_OUT.to_owned())) as _));
     faults::take_out(step.as_slice());
     faults::watch();
     let result = work();
     faults::take_out(&[]);
+    faults::when_out(None);
     (result, faults::passed())
 }
 

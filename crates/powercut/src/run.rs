@@ -176,7 +176,7 @@ impl Case<'_> {
         let mut recorder = Recorder::start(self.host, &live, &dir)?;
         let mounted = recorder.mount(self.fs, &site.disk)?;
         let mark: SharedMark = Arc::new(recorder.marker());
-        let (done, steps) = armed(self.fault, || work(&before, mark));
+        let (done, steps) = armed(self.fault, Some(&mark), || work(&before, Arc::clone(&mark)));
         let log = recorder.cut()?;
         mounted.unmount()?;
         drop(recorder);
@@ -221,7 +221,7 @@ impl Case<'_> {
         };
         // A check is what a recovery relies on, a sync what the recorded run owed.
         let check = self.fault.filter(|step| step.starts_with(CHECK));
-        let (results, mut steps) = armed(check, judge);
+        let (results, mut steps) = armed(check, None, judge);
         steps.retain(|step, _| step.starts_with(CHECK));
         results.into_iter().collect::<Result<()>>()?;
         let failing = total.failing.into_inner().expect("nothing panics while it holds this");
@@ -282,7 +282,11 @@ impl Case<'_> {
 use crate::faults::without as armed;
 
 #[cfg(not(feature = "faults"))]
-fn armed<T>(_: Option<&str>, work: impl FnOnce() -> T) -> (T, BTreeMap<String, u64>) {
+fn armed<T>(
+    _: Option<&str>,
+    _: Option<&SharedMark>,
+    work: impl FnOnce() -> T,
+) -> (T, BTreeMap<String, u64>) {
     (work(), BTreeMap::new())
 }
 

@@ -90,15 +90,34 @@ impl FromStr for State {
     }
 }
 
+/// The mark of a place where a sync was left out on purpose.
+pub const LEFT_OUT: &str = "a step is left out";
+
+/// In so many windows the lack of a sync shows: in that which it would have ended, and in the
+/// next ones, when a name is durable and the bytes behind it are not.
+const SHOWS_WITHIN: usize = 3;
+
 /// Chooses about `count` different states: each flush first (a random choice of them when
-/// there are more than half of `count`), then random cuts between flushes.
+/// there are more than half of `count`), then random cuts between flushes. Where syncs were
+/// left out on purpose, they are all of the windows near there.
 pub fn plan(log: &Log, count: usize, seed: u64) -> Vec<State> {
     let mut random = StdRng::seed_from_u64(seed);
-    let windows = log.windows();
+    let all = log.windows();
+    let left_out = |window: &Window| {
+        let mark = |entry: &Entry| matches!(entry, Entry::Mark(mark) if mark == LEFT_OUT);
+        log.entries()[window.entries.clone()].iter().any(mark)
+    };
+    let near: BTreeSet<usize> = all
+        .iter()
+        .filter(|window| left_out(window))
+        .flat_map(|window| window.number..window.number + SHOWS_WITHIN)
+        .collect();
+    let windows: Vec<Window> =
+        all.iter().filter(|w| near.is_empty() || near.contains(&w.number)).cloned().collect();
     let mut boundaries: Vec<State> = Vec::new();
     for window in &windows {
         // A window after an empty one begins with the same disk.
-        if window.number == 0 || windows[window.number - 1].writes > 0 {
+        if !near.is_empty() || window.number == 0 || all[window.number - 1].writes > 0 {
             boundaries.push(State { window: window.number, cut: Cut::Boundary });
         }
     }
@@ -306,6 +325,23 @@ mod tests {
             assert_eq!(state.to_string().parse::<State>().unwrap(), *state);
         }
         assert!("x4".parse::<State>().is_err() && "4q".parse::<State>().is_err());
+    }
+
+    #[test]
+    fn where_a_sync_was_left_out_is_looked_at_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = log(dir.path());
+        log.push(Entry::Flush);
+        log.write(512, &[2; 512]).unwrap();
+        log.push(Entry::Mark(LEFT_OUT.to_owned()));
+        log.write(1024, &[2; 512]).unwrap();
+        log.push(Entry::Flush);
+        log.write(0, &[4; 512]).unwrap();
+        let states = plan(&log, 12, 7);
+        assert!(states.iter().all(|state| state.window >= 4), "{states:?}");
+        for state in ["4", "5", "5p1"] {
+            assert!(states.contains(&state.parse().unwrap()), "{state} in {states:?}");
+        }
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! flushed.
 //!
 //! ```text
-//! boot --login--> judged --> upgrade | downgrade | restage --> shutdown --> boot ...
-//!   '-- cut          '-- cut      '-- cut                        '-- cut
+//! boot --> boot stage --> login, judged --> upgrade | downgrade | restage --> shutdown --> ...
+//!   '-- cut   '-- cut             '-- cut        '-- cut                        '-- cut
 //! ```
 //!
 //! After each cut the machine must come to a login with the old release or the new one, its
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use varve_testkit::vm::Error;
-use varve_testkit::vm::guest::{Guest, value};
+use varve_testkit::vm::guest::{Guest, HANDS_OVER, value};
 use varve_testkit::vm::lab::{BOOT, Lab, UPGRADE};
 
 use crate::disk::copy_image;
@@ -29,10 +29,14 @@ use crate::lossy::{LossyDisk, Lost};
 
 /// How long a cut waits for the disk to be written to.
 const WRITES: Duration = Duration::from_secs(4);
+/// What the kernel says when the initramfs begins.
+const INITRAMFS: &str = "Run /init as init process";
 
 /// While a machine does what?
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Moment {
+    /// In the initramfs, while its first writes come: the journal's replay, the spent try.
+    BootStage,
     /// From power on to the login: firmware, kernel, boot stage, services.
     Boot,
     /// The boot is judged by the health checks.
@@ -140,6 +144,8 @@ fn machine(
     let disk = LossyDisk::start(&guest.disk, &folder.path().join("disk"))?;
     guest.config.disks = vec![disk.file().to_owned()];
     guest.config.flushes = true;
+    // As many machines as processors, each emulated by one.
+    guest.config.processors = 1;
     let mut victim = Victim {
         guest,
         disk,
@@ -214,9 +220,13 @@ impl Victim<'_> {
         while self.one_more() {
             self.one()?;
             // And again, before it is up.
-            while self.random.random_bool(0.4) && self.one_more() {
+            while self.random.random_bool(0.5) && self.one_more() {
                 self.guest.start()?;
-                self.cut_within(Moment::Boot, self.boot)?;
+                if self.random.random_bool(0.5) {
+                    self.cut_in_boot_stage()?;
+                } else {
+                    self.cut_within(Moment::Boot, self.boot)?;
+                }
             }
             self.login()?;
         }
@@ -271,6 +281,28 @@ impl Victim<'_> {
         while !self.disk.has_failed() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(2));
         }
+        self.cut(moment, after)
+    }
+
+    /// Pulls the plug in the initramfs of a machine that was started: at one of the first
+    /// writes, or when the boot stage hands over if there are fewer.
+    fn cut_in_boot_stage(&mut self) -> Result<(), Failure> {
+        self.guest.machine().console.expect(INITRAMFS, BOOT)?;
+        let began = Instant::now();
+        self.disk.fail_after(self.random.random_range(1..16));
+        while !self.disk.has_failed() {
+            self.guest.machine().alive()?;
+            match self.guest.machine().console.expect(HANDS_OVER, Duration::from_millis(20)) {
+                Ok(_) => break,
+                Err(error) if began.elapsed() > BOOT => return Err(error.into()),
+                Err(_) => {}
+            }
+        }
+        self.cut(Moment::BootStage, began.elapsed())
+    }
+
+    /// The power is gone.
+    fn cut(&mut self, moment: Moment, after: Duration) -> Result<(), Failure> {
         self.guest.kill();
         let lost = self.disk.cut(&mut self.random).map_err(Failure::Rig)?;
         self.survived.cuts.push(Cut { moment, after, lost });

@@ -12,10 +12,10 @@
 //!
 //! The rig runs a scenario once with `watch` to learn which steps it passes, then once
 //! for each of them with the step taken out by `take_out`: a sync while the scenario is
-//! recorded, a check while the device recovers.
+//! recorded, a check while the device recovers. `when_out` tells where that was.
 
 #[cfg(feature = "faults")]
-pub use on::{out, passed, take_out, watch};
+pub use on::{out, passed, take_out, watch, when_out};
 
 #[cfg(feature = "faults")]
 mod on {
@@ -25,6 +25,15 @@ mod on {
 
     static OUT: Mutex<Vec<String>> = Mutex::new(Vec::new());
     static PASSED: Mutex<Option<BTreeMap<String, u64>>> = Mutex::new(None);
+
+    /// Who hears that a step is left out.
+    type Hear = Box<dyn Fn() + Send>;
+    static HEAR: Mutex<Option<Hear>> = Mutex::new(None);
+
+    /// Has `hear` called each time that a step is left out, before the program goes on.
+    pub fn when_out(hear: Option<Hear>) {
+        *HEAR.lock().expect("nothing panics") = hear;
+    }
 
     /// Takes the steps of these names out from now on, in the whole process, and puts all
     /// others back. A name without `@ file:line` takes the step out wherever it is asked
@@ -51,8 +60,14 @@ mod on {
         if let Some(passed) = &mut *PASSED.lock().expect("nothing panics") {
             *passed.entry(full()).or_default() += 1;
         }
-        let out = OUT.lock().expect("nothing panics");
-        !out.is_empty() && out.iter().any(|out| out == step || *out == full())
+        let out = {
+            let out = OUT.lock().expect("nothing panics");
+            !out.is_empty() && out.iter().any(|out| out == step || *out == full())
+        };
+        if out && let Some(hear) = &*HEAR.lock().expect("nothing panics") {
+            hear();
+        }
+        out
     }
 }
 

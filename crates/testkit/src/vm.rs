@@ -265,7 +265,7 @@ impl Config {
     }
 }
 
-/// A running machine. Dropping it kills it.
+/// A running machine. Dropping it kills it, and so does the end of the thread that started it.
 #[derive(Debug)]
 pub struct Machine {
     process: Child,
@@ -288,13 +288,13 @@ impl Machine {
             // Left over from a machine that was started in the same folder before.
             let _ = std::fs::remove_file(socket);
         }
-        let mut process = Command::new(QEMU)
-            .args(config.arguments())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .map_err(|source| Error::Start { program: QEMU.to_owned(), source })?;
+        let mut command = Command::new(QEMU);
+        command.args(config.arguments());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        // A test that is killed leaves no machine.
+        varve_sys::confine::ends_with_caller(&mut command);
+        let mut process =
+            command.spawn().map_err(|source| Error::Start { program: QEMU.to_owned(), source })?;
         let links = (|| {
             wait_for(&config.monitor_socket(), &mut process)?;
             let console = Console::connect(
