@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
 use varve_boot::menu::Choice;
 use varve_boot::report::{self, BootReport};
 use varve_boot::{Decision, Inputs, PassedOver, Reason, Unusable, Wishes, decide};
@@ -447,11 +446,7 @@ impl Stage<'_> {
         let Ok(root) = Dir::open(self.target) else { return false };
         let asked = self.init.as_deref().map(|path| path.trim_start_matches('/'));
         let usual = ["sbin/init", "etc/init", "bin/init"];
-        asked.into_iter().chain(usual).any(|path| {
-            let flags = OFlags::PATH | OFlags::CLOEXEC;
-            rustix::fs::openat2(root.fd(), path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
-                .is_ok()
-        })
+        asked.into_iter().chain(usual).any(|path| root.leads_somewhere(path).unwrap_or(false))
     }
 
     fn deployment(&self, name: &DeploymentName) -> &Deployment {

@@ -135,6 +135,23 @@ impl Dir {
         }
     }
 
+    /// Whether a path leads to something for a program whose root this directory is: links
+    /// are followed, mounts are entered, and nothing leads out.
+    pub fn leads_somewhere(&self, path: impl AsRef<Path>) -> Result<bool> {
+        let path = path.as_ref();
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        loop {
+            match rustix::fs::openat2(&self.fd, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
+                Ok(_) => return Ok(true),
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+                // A rename or a mount anywhere raced with a ".." of a link: openat2(2) asks
+                // to try again.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(errno) => return Err(errno).context("follow", || self.at(path)),
+            }
+        }
+    }
+
     /// Opens a directory beneath.
     pub fn open_dir(&self, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();

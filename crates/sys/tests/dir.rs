@@ -25,6 +25,33 @@ fn nothing_outside_is_reached() {
     assert!(walk.parent("in/new".as_ref()).is_ok());
 }
 
+/// The kernel gives up a walk through "..", as a link has it, when anything is renamed
+/// meanwhile: that is no answer.
+#[test]
+fn a_path_leads_somewhere_whatever_is_renamed_meanwhile() {
+    let (folder, dir) = temporary();
+    std::fs::create_dir_all(folder.path().join("usr/sbin")).unwrap();
+    std::fs::create_dir_all(folder.path().join("usr/lib")).unwrap();
+    std::fs::write(folder.path().join("usr/lib/init"), "").unwrap();
+    symlink("/usr/sbin", folder.path().join("sbin")).unwrap();
+    symlink("../lib/init", folder.path().join("usr/sbin/init")).unwrap();
+    symlink("../../../../lib/out", folder.path().join("usr/sbin/out")).unwrap();
+    std::thread::scope(|scope| {
+        let renames = scope.spawn(|| {
+            let [a, b] = ["a", "b"].map(|name| folder.path().join(name));
+            std::fs::write(&a, "").unwrap();
+            for _ in 0..20_000 {
+                std::fs::rename(&a, &b).unwrap();
+                std::fs::rename(&b, &a).unwrap();
+            }
+        });
+        while !renames.is_finished() {
+            assert!(dir.leads_somewhere("sbin/init").unwrap());
+            assert!(!dir.leads_somewhere("sbin/out").unwrap());
+        }
+    });
+}
+
 #[test]
 fn a_replaced_file_is_old_or_new() {
     let (folder, dir) = temporary();
