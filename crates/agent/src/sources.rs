@@ -27,7 +27,7 @@ pub struct Link {
     pub proxies: Proxies,
     /// Hears of pauses and of sources that are left.
     pub listener: Option<Listener>,
-    /// Who decodes what comes.
+    /// Who asks servers, and decodes what comes.
     pub workers: Workers,
     /// The address of the bus that NetworkManager is on; none: the system's.
     pub bus: Option<String>,
@@ -99,7 +99,7 @@ pub fn open(device: &Device, patience: &Patience) -> Result<Sources, SourcesErro
     for source in &config.sources {
         transports.push(match source {
             Source::Url(url) => {
-                let transport = HttpTransport::new(url, &options);
+                let transport = HttpTransport::new(url, &options, &link.workers);
                 Arc::new(
                     transport.map_err(|reason| SourcesError::Bad { name: url.clone(), reason })?,
                 )

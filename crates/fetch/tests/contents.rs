@@ -466,7 +466,9 @@ fn a_cancel_interrupts_a_link_that_is_silent() {
     let case = Case::new();
     let server = Server::new(&case.world.path(), |_| Act::StallAfter(40_000));
     let options = varve_fetch::HttpOptions { stall: Duration::from_secs(60), ..Default::default() };
-    let transport = varve_fetch::HttpTransport::new(&server.url, &options).unwrap();
+    let transport =
+        varve_fetch::HttpTransport::new(&server.url, &options, &varve_fetch::Workers::default())
+            .unwrap();
     let sources = Sources::new(vec![Arc::new(transport)], hasty());
     let cancel = Cancel::new();
     let began = std::time::Instant::now();

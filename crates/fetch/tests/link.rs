@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 use common::{World, hasty, http, noise};
 use varve_fetch::{
     FetchError, HttpOptions, HttpTransport, Listener, Patience, Proxies, Sources, Transport,
+    Workers,
 };
 use varve_format::Sha256Digest;
 use varve_sys::task::Cancel;
 use varve_testkit::faulty::{Act, Request, Server};
+use varve_testkit::nginx::Nginx;
 
 const LENGTH: usize = 1 << 20;
 const FILE: &str = "packs/file";
@@ -196,7 +198,7 @@ fn a_cancel_ends_a_pause_and_a_silence_at_once() {
     for act in [Act::Status(503), Act::StallAfter(10), Act::SlowHead(Duration::from_secs(1))] {
         let server = Server::new(&world.path(), move |_| act.clone());
         let options = HttpOptions { stall: Duration::from_secs(60), ..HttpOptions::default() };
-        let transport = HttpTransport::new(&server.url, &options).unwrap();
+        let transport = HttpTransport::new(&server.url, &options, &Workers::default()).unwrap();
         let patience = Patience { longest_pause: Duration::from_secs(60), ..patient() };
         let sources = Sources::new(vec![Arc::new(transport)], patience);
         let cancel = Cancel::new();
@@ -268,7 +270,7 @@ fn the_address_that_answers_is_found() {
 
 fn through(url: &str, proxies: Proxies) -> Sources {
     let options = HttpOptions { proxies, ..HttpOptions::default() };
-    let transport = HttpTransport::new(url, &options).unwrap();
+    let transport = HttpTransport::new(url, &options, &Workers::default()).unwrap();
     Sources::new(vec![Arc::new(transport) as Arc<dyn Transport>], hasty())
 }
 
@@ -295,83 +297,27 @@ fn a_proxy_is_asked_for_the_whole_url() {
 
 // ---- nginx, over TLS ----
 
-/// A real server with HTTP/2, on a free port, with a certificate of its own.
-struct Nginx {
-    folder: tempfile::TempDir,
-    child: std::process::Child,
-    port: u16,
-}
-
-impl Nginx {
-    fn start(world: &World, settings: &str) -> Option<Self> {
-        if !std::path::Path::new("/usr/sbin/nginx").exists() {
-            eprintln!("not run: nginx is not installed");
-            return None;
-        }
-        let folder = tempfile::tempdir().unwrap();
-        for (name, text) in [
-            ("certificate.pem", include_str!("fixtures/tls/certificate.pem")),
-            ("key.pem", include_str!("fixtures/tls/key.pem")),
-        ] {
-            std::fs::write(folder.path().join(name), text).unwrap();
-        }
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let (here, root) = (folder.path().display(), world.path());
-        let user = "user root;";
-        let text = format!(
-            "{user} daemon off; pid {here}/pid; error_log {here}/error.log;\n\
-             events {{ worker_connections 64; }}\n\
-             http {{ access_log {here}/access.log; client_body_temp_path {here};\n\
-             server {{ listen 127.0.0.1:{port} ssl http2; root {}; {settings}\n\
-             ssl_certificate {here}/certificate.pem; ssl_certificate_key {here}/key.pem; }} }}\n",
-            root.display()
-        );
-        let config = folder.path().join("nginx.conf");
-        std::fs::write(&config, text).unwrap();
-        let child = std::process::Command::new("/usr/sbin/nginx")
-            .arg("-e")
-            .arg(folder.path().join("error.log"))
-            .arg("-c")
-            .arg(&config)
-            .spawn()
-            .unwrap();
-        let nginx = Self { folder, child, port };
-        for _ in 0..200 {
-            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                return Some(nginx);
-            }
-            std::thread::sleep(Duration::from_millis(25));
-        }
-        panic!("nginx: {}", nginx.read("error.log"));
+fn nginx(world: &World, settings: &str) -> Option<Nginx> {
+    let nginx = Nginx::start(&world.path(), settings);
+    if nginx.is_none() {
+        eprintln!("not run: nginx is not installed");
     }
-
-    fn url(&self) -> String {
-        format!("https://localhost:{}/", self.port)
-    }
-
-    fn read(&self, name: &str) -> String {
-        std::fs::read_to_string(self.folder.path().join(name)).unwrap_or_default()
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        let id = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
-        let _ = self.child.wait();
-    }
+    nginx
 }
 
 fn trusting(url: &str, proxies: Proxies) -> Sources {
-    let certificates = include_bytes!("fixtures/tls/authority.pem").to_vec();
+    let certificates = varve_testkit::nginx::AUTHORITY.to_vec();
     let options = HttpOptions { certificates, proxies, ..HttpOptions::default() };
-    Sources::new(vec![Arc::new(HttpTransport::new(url, &options).unwrap())], hasty())
+    Sources::new(
+        vec![Arc::new(HttpTransport::new(url, &options, &Workers::default()).unwrap())],
+        hasty(),
+    )
 }
 
 #[test]
 fn nginx_gives_several_ranges_by_http_2() {
     let world = world();
-    let Some(nginx) = Nginx::start(&world, "") else { return };
+    let Some(nginx) = nginx(&world, "") else { return };
     let sources = trusting(&nginx.url(), Proxies::default());
     read_ranges(&sources).unwrap();
     fetch(&sources).unwrap();
@@ -385,7 +331,7 @@ fn nginx_gives_several_ranges_by_http_2() {
 #[test]
 fn nginx_that_takes_one_range_at_a_time_is_asked_so() {
     let world = world();
-    let Some(nginx) = Nginx::start(&world, "max_ranges 1;") else { return };
+    let Some(nginx) = nginx(&world, "max_ranges 1;") else { return };
     let sources = trusting(&nginx.url(), Proxies::default());
     read_ranges(&sources).unwrap();
     assert!(sources.traffic().bytes < 60_000, "{:?}", sources.traffic());
@@ -394,7 +340,7 @@ fn nginx_that_takes_one_range_at_a_time_is_asked_so() {
 #[test]
 fn a_certificate_that_nobody_vouches_for_is_not_accepted() {
     let world = world();
-    let Some(nginx) = Nginx::start(&world, "") else { return };
+    let Some(nginx) = nginx(&world, "") else { return };
     let sources = Sources::new(vec![http(&nginx.url())], hasty());
     let text = fetch(&sources).unwrap_err().to_string();
     assert!(text.contains("the server's certificate is not accepted: "), "{text}");
@@ -434,9 +380,10 @@ fn tunnels() -> (String, mpsc::Receiver<String>) {
 #[test]
 fn https_goes_through_a_proxy_unseen() {
     let world = world();
-    let Some(nginx) = Nginx::start(&world, "") else { return };
+    let Some(nginx) = nginx(&world, "") else { return };
     let (address, hear) = tunnels();
     fetch(&trusting(&nginx.url(), Proxies::all(&address, Vec::new()))).unwrap();
     let head = hear.recv().unwrap();
-    assert!(head.starts_with(&format!("CONNECT localhost:{} HTTP/1.1\r\n", nginx.port)), "{head}");
+    let host = nginx.url().replace("https://", "").replace('/', "");
+    assert!(head.starts_with(&format!("CONNECT {host} HTTP/1.1\r\n")), "{head}");
 }

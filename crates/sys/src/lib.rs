@@ -9,6 +9,7 @@
 //! mount, mountinfo, keys, console, cmdline -- what the boot stage needs
 //! confine -- a command in a root and namespaces of its own
 //! sandbox -- a process that gives up what it does not need
+//! passing -- a socket is handed to such a process
 //! lock, space, task, uptime -- one writer, room, progress and cancelling
 //! ```
 
@@ -26,6 +27,8 @@ pub mod lock;
 mod meta;
 pub mod mount;
 pub mod mountinfo;
+#[cfg(feature = "sandbox")]
+pub mod passing;
 pub mod priority;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;

@@ -9,6 +9,9 @@
 //! seccomp     the system calls of the list, and no others (they fail with ENOSYS)
 //! ```
 //!
+//! Who asks servers ([`Keeps::Web`]) keeps the network to connect to, and to read what
+//! names are looked up by.
+//!
 //! Each stands by itself: a kernel without Landlock (before 5.13, or built without) still
 //! has the list of system calls, which opens no file. What a kernel does not have is told
 //! to the caller. Not becoming another user, as root, is an error.
@@ -16,9 +19,14 @@
 //! Called at the very start of a process that has one thread: `varve_fetch::worker`.
 //! Sources: `landlock(7)`, `seccomp(2)`, `credentials(7)`.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::path::{Path, PathBuf};
 
-use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetStatus, Scope};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
+    Scope, path_beneath_rules,
+};
 use rustix::process::{Resource, Rlimit, Signal};
 use rustix::thread::UnshareFlags;
 use seccompiler::{
@@ -36,16 +44,28 @@ pub fn close_inherited() {
     crate::confine::close_all();
 }
 
-/// Gives up everything but the open descriptors and so many bytes of address space. Gives
-/// the names of what this kernel does not have for it.
+/// What a process goes on doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Keeps {
+    /// It computes, with the descriptors that it has.
+    Nothing,
+    /// It connects to servers, by names that it looks up, and takes sockets of its caller.
+    Web,
+}
+
+/// Gives up everything else, and all but so many bytes of address space. Gives the names of
+/// what this kernel does not have for it.
 ///
 /// # Errors
 /// When root cannot become another user, or the kernel refuses what it knows.
-pub fn enter(memory: u64) -> io::Result<Vec<&'static str>> {
+pub fn enter(keeps: Keeps, memory: u64) -> io::Result<Vec<&'static str>> {
     let mut lacks = Vec::new();
-    limit(memory)?;
+    limit(keeps, memory)?;
     if rustix::process::geteuid().is_root() {
-        let apart = UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+        let mut apart = UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+        if keeps == Keeps::Nothing {
+            apart |= UnshareFlags::NEWNET;
+        }
         // SAFETY: none of these flags unshares the file descriptor table.
         if unsafe { rustix::thread::unshare_unsafe(apart) }.is_err() {
             lacks.push("namespaces");
@@ -53,10 +73,10 @@ pub fn enter(memory: u64) -> io::Result<Vec<&'static str>> {
         become_nobody()?;
     }
     rustix::thread::set_no_new_privs(true)?;
-    if !landlock().map_err(io::Error::other)? {
+    if !landlock(keeps).map_err(io::Error::other)? {
         lacks.push("Landlock");
     }
-    match seccomp() {
+    match seccomp(keeps) {
         Ok(()) => {}
         // A processor of which the library knows no numbers of calls.
         Err(seccompiler::Error::Backend(seccompiler::BackendError::InvalidTargetArch(_))) => {
@@ -72,10 +92,14 @@ pub fn enter(memory: u64) -> io::Result<Vec<&'static str>> {
     Ok(lacks)
 }
 
-fn limit(memory: u64) -> io::Result<()> {
-    for (resource, most) in
-        [(Resource::Core, 0), (Resource::Fsize, 0), (Resource::Nofile, 16), (Resource::As, memory)]
-    {
+fn limit(keeps: Keeps, memory: u64) -> io::Result<()> {
+    let files = if keeps == Keeps::Web { 256 } else { 16 };
+    for (resource, most) in [
+        (Resource::Core, 0),
+        (Resource::Fsize, 0),
+        (Resource::Nofile, files),
+        (Resource::As, memory),
+    ] {
         // What is lower already stays.
         let before = rustix::process::getrlimit(resource);
         let most = before.maximum.map_or(most, |maximum| maximum.min(most));
@@ -98,19 +122,35 @@ fn become_nobody() -> io::Result<()> {
 }
 
 /// Whether the kernel has it.
-fn landlock() -> Result<bool, landlock::RulesetError> {
-    let status = Ruleset::default()
+fn landlock(keeps: Keeps) -> Result<bool, landlock::RulesetError> {
+    let mut ports = AccessNet::from_all(KNOWN);
+    if keeps == Keeps::Web {
+        ports.remove(AccessNet::ConnectTcp);
+    }
+    let mut rules = Ruleset::default()
         .handle_access(AccessFs::from_all(KNOWN))?
-        .handle_access(AccessNet::from_all(KNOWN))?
+        .handle_access(ports)?
         .scope(Scope::from_all(KNOWN))?
-        .create()?
-        .restrict_self()?;
-    Ok(status.ruleset != RulesetStatus::NotEnforced)
+        .create()?;
+    if keeps == Keeps::Web {
+        let read = AccessFs::ReadFile | AccessFs::ReadDir;
+        rules = rules.add_rules(path_beneath_rules(names(), read))?;
+    }
+    Ok(rules.restrict_self()?.ruleset != RulesetStatus::NotEnforced)
 }
 
-fn seccomp() -> Result<(), seccompiler::Error> {
-    let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> =
-        COMPUTE.iter().map(|&call| (call, Vec::new())).collect();
+/// What a name is looked up by: `resolv.conf(5)`, `hosts(5)`, and the parts of a C library
+/// that are files. Where one is a link, the directory that it leads to.
+fn names() -> Vec<PathBuf> {
+    let mut list = vec![PathBuf::from("/etc"), PathBuf::from("/usr")];
+    let real = Path::new("/etc/resolv.conf").canonicalize();
+    list.extend(real.ok().and_then(|path| path.parent().map(Path::to_owned)));
+    list
+}
+
+fn seccomp(keeps: Keeps) -> Result<(), seccompiler::Error> {
+    let free = |list: &[i64]| -> Vec<_> { list.iter().map(|&call| (call, Vec::new())).collect() };
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = free(COMPUTE).into_iter().collect();
     let when = |argument, operator, value| {
         let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
         SeccompRule::new(vec![condition])
@@ -120,6 +160,20 @@ fn seccomp() -> Result<(), seccompiler::Error> {
     rules.insert(libc::SYS_clone, vec![when(0, SeccompCmpOp::MaskedEq(thread), thread)?]);
     let named = libc::PR_SET_NAME as u64;
     rules.insert(libc::SYS_prctl, vec![when(0, SeccompCmpOp::Eq, named)?]);
+    if keeps == Keeps::Web {
+        rules.extend(free(WEB));
+        let family = |family| when(0, SeccompCmpOp::Eq, family as u64);
+        let families = vec![family(libc::AF_INET)?, family(libc::AF_INET6)?];
+        rules.insert(libc::SYS_socket, families);
+        // No more than that a descriptor does not wait.
+        let waits = when(1, SeccompCmpOp::Eq, libc::FIONBIO)?;
+        rules.insert(libc::SYS_ioctl, vec![waits]);
+        let how = SeccompCmpOp::MaskedEq(libc::O_ACCMODE as u64);
+        let read = libc::O_RDONLY as u64;
+        rules.insert(libc::SYS_openat, vec![when(2, how.clone(), read)?]);
+        #[cfg(target_arch = "x86_64")]
+        rules.insert(libc::SYS_open, vec![when(1, how, read)?]);
+    }
     let architecture = std::env::consts::ARCH.try_into()?;
     let refused = SeccompAction::Errno(libc::ENOSYS as u32);
     let filter = SeccompFilter::new(rules, refused, SeccompAction::Allow, architecture)?;
@@ -164,4 +218,36 @@ const COMPUTE: &[i64] = &[
     libc::SYS_getrandom,
     libc::SYS_exit,
     libc::SYS_exit_group,
+];
+
+/// What asking servers takes beside it: connections, waiting for them, and reading what
+/// names are looked up by.
+const WEB: &[i64] = &[
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_shutdown,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_sendmmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_ppoll,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_eventfd2,
+    libc::SYS_fcntl,
+    libc::SYS_pread64,
+    libc::SYS_lseek,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_uname,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
 ];

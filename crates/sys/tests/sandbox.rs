@@ -9,12 +9,14 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 
 use rustix::process::{Pid, Signal};
-use varve_sys::sandbox::enter;
+use varve_sys::sandbox::{Keeps, enter};
 
 /// What it does, and whether it could.
 fn attempts(port: u16, socket: &str, own: &str, parent: Pid) -> Vec<(&'static str, bool)> {
     vec![
         ("read a file", File::open(own).is_ok()),
+        ("read what names are looked up by", File::open("/etc/hosts").is_ok()),
+        ("write there", File::options().append(true).open("/etc/hosts").is_ok()),
         ("write a file", File::create(format!("{own}.new")).is_ok()),
         ("change a file", File::options().append(true).open(own).is_ok()),
         ("delete a file", std::fs::remove_file(own).is_ok()),
@@ -36,14 +38,15 @@ fn inside() {
     let variable = |name: &str| std::env::var(name).unwrap();
     let (port, socket, own) = (variable("PORT"), variable("SOCKET"), variable("OWN"));
     let parent = rustix::process::getppid().unwrap();
-    println!("\nlacks {}", enter(2 << 30).unwrap().join(", "));
+    let keeps = if variable("KEEPS") == "web" { Keeps::Web } else { Keeps::Nothing };
+    println!("\nlacks {}", enter(keeps, 2 << 30).unwrap().join(", "));
     for (what, could) in attempts(port.parse().unwrap(), &socket, &own, parent) {
         println!("{} {what}", if could { "could" } else { "could-not" });
     }
 }
 
 /// What it says that it could do, and what the kernel lacks.
-fn run() -> (Vec<String>, String) {
+fn run(keeps: &str) -> (Vec<String>, String) {
     let folder = tempfile::tempdir().unwrap();
     let own = folder.path().join("own");
     std::fs::write(&own, "text").unwrap();
@@ -57,6 +60,7 @@ fn run() -> (Vec<String>, String) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["inside", "--exact", "--ignored", "--nocapture"])
+        .env("KEEPS", keeps)
         .env("PORT", listener.local_addr().unwrap().port().to_string())
         .env("SOCKET", &socket)
         .env("OWN", &own)
@@ -68,7 +72,7 @@ fn run() -> (Vec<String>, String) {
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(field("could").len(), 13, "{said}\n{errors}");
+    assert_eq!(field("could").len(), 15, "{said}\n{errors}");
     let lacks = field("lacks ").concat();
     if !lacks.is_empty() {
         eprintln!("this kernel has no {lacks}");
@@ -78,9 +82,19 @@ fn run() -> (Vec<String>, String) {
 
 #[test]
 fn what_computes_can_do_nothing_else() {
-    let (could, lacks) = run();
+    let (could, lacks) = run("nothing");
     if lacks.contains("seccomp") {
         return eprintln!("not looked at: this kernel has no seccomp");
     }
     assert_eq!(could, ["compute on a thread"]);
+}
+
+#[test]
+fn what_asks_servers_connects_and_looks_names_up_and_no_more() {
+    let (could, lacks) = run("web");
+    if !lacks.is_empty() {
+        return eprintln!("not looked at: this kernel has no {lacks}");
+    }
+    let connects = ["read what names are looked up by", "connect by TCP", "ask by UDP"];
+    assert_eq!(could, [&connects[..], &["compute on a thread"]].concat());
 }

@@ -4,6 +4,7 @@
 
 pub mod crash;
 pub mod faulty;
+pub mod nginx;
 pub mod relay;
 pub mod tree;
 pub mod vm;

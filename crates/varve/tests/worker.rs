@@ -22,9 +22,13 @@ struct Worker {
 
 impl Worker {
     fn start() -> Self {
+        Self::of("decode")
+    }
+
+    fn of(task: &str) -> Self {
         let (here, there) = UnixStream::pair().unwrap();
         let process = Command::new(env!("CARGO_BIN_EXE_varve"))
-            .args([varve_fetch::worker::ARGUMENT, &SPACE.to_string()])
+            .args([varve_fetch::worker::ARGUMENT, task, &SPACE.to_string()])
             .env_clear()
             .stdin(OwnedFd::from(there))
             .stdout(Stdio::null())
@@ -72,9 +76,8 @@ impl Drop for Worker {
     }
 }
 
-#[test]
-fn a_worker_has_nothing_but_its_socket() {
-    let mut worker = Worker::start();
+/// What each has given up; these are the namespaces of its own.
+fn has_given_up(worker: &Worker, spaces: &[&str]) {
     if rustix::process::geteuid().is_root() {
         let nobody = "65534 65534 65534 65534";
         assert_eq!((worker.status("Uid"), worker.status("Gid")), (nobody.into(), nobody.into()));
@@ -83,7 +86,7 @@ fn a_worker_has_nothing_but_its_socket() {
             assert_eq!(worker.status(set), "0000000000000000", "{set}");
         }
         if !worker.lacks.contains("namespaces") {
-            for space in ["ns/net", "ns/ipc", "ns/uts"] {
+            for space in spaces {
                 let theirs = fs::read_link(worker.proc(space)).unwrap();
                 assert_ne!(theirs, fs::read_link(format!("/proc/self/{space}")).unwrap());
             }
@@ -107,6 +110,12 @@ fn a_worker_has_nothing_but_its_socket() {
         true => eprintln!("not looked at: this kernel has no seccomp"),
         false => assert_eq!(worker.status("Seccomp"), "2"),
     }
+}
+
+#[test]
+fn a_worker_has_nothing_but_its_socket() {
+    let mut worker = Worker::start();
+    has_given_up(&worker, &["ns/net", "ns/ipc", "ns/uts"]);
     // And it works.
     let stored = zstd::bulk::compress(b"a frame", 3).unwrap();
     worker.send(b'f', &[&7_u64.to_le_bytes()[..], &stored].concat());
@@ -154,4 +163,17 @@ fn a_worker_ends_with_its_socket() {
     let mut worker = Worker::start();
     worker.stream.shutdown(std::net::Shutdown::Both).unwrap();
     assert!(worker.process.wait().unwrap().success());
+}
+
+#[test]
+fn who_asks_servers_has_the_network_and_no_more() {
+    let mut worker = Worker::of("web");
+    has_given_up(&worker, &["ns/ipc", "ns/uts"]);
+    // A server that is a file is none: it ends before it asks.
+    let told = br#"{"url": "file:///etc/passwd", "options": {"connect": {"secs": 1, "nanos": 0},
+        "stall": {"secs": 1, "nanos": 0}, "proxies": {"http": null, "https": null, "direct": []},
+        "certificates": []}}"#;
+    worker.send(b'u', told);
+    assert_eq!(worker.receive(), None);
+    assert!(!worker.process.wait().unwrap().success());
 }

@@ -30,11 +30,13 @@ use http::HeaderMap;
 use http::header::{ACCEPT_ENCODING, ETAG, HeaderValue, IF_RANGE, RANGE, USER_AGENT};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
 use url::Url;
 use varve_sys::task::Cancel;
 
 use super::{Body, ReadBody, Transport, TransportError};
 use answer::{Shape, judge};
+pub(crate) use client::MAX_REDIRECTS;
 use client::{Client, Head, Stream};
 use multipart::{Chunks, Multipart};
 pub use proxy::Proxies;
@@ -47,7 +49,7 @@ const CHEAP: u64 = 64 * 1024;
 const GAP: u64 = 32 * 1024;
 
 /// How to reach servers, and how patient to be with them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct HttpOptions {
     /// The longest wait for a name, a connection and TLS.
     pub connect: Duration,
@@ -70,8 +72,8 @@ impl Default for HttpOptions {
     }
 }
 
-/// Gives the files of a repository below a URL.
-pub struct HttpTransport {
+/// Gives the files of a repository below a URL: in a worker.
+pub(crate) struct HttpRepository {
     name: String,
     base: String,
     client: Client,
@@ -82,12 +84,12 @@ pub struct HttpTransport {
     one_range: AtomicBool,
 }
 
-impl HttpTransport {
+impl HttpRepository {
     /// The repository below `url` (`http:` or `https:`).
     ///
     /// # Errors
     /// When the URL, a proxy's URL or a certificate is not valid; the text says which.
-    pub fn new(url: &str, options: &HttpOptions) -> Result<Self, String> {
+    pub(crate) fn new(url: &str, options: &HttpOptions) -> Result<Self, String> {
         let parsed = Url::parse(url).map_err(|error| format!("{url}: {error}"))?;
         if !matches!(parsed.scheme(), "http" | "https") || parsed.query().is_some() {
             return Err(format!("{url}: an http or https URL without a query is expected"));
@@ -163,7 +165,7 @@ impl HttpTransport {
     }
 }
 
-impl Transport for HttpTransport {
+impl Transport for HttpRepository {
     fn name(&self) -> &str {
         &self.name
     }
@@ -332,19 +334,19 @@ mod tests {
     #[test]
     fn urls_and_proxies_that_cannot_be_used_are_refused() {
         for bad in ["ftp://x/", "http://x/?a=b", "not a url"] {
-            assert!(HttpTransport::new(bad, &HttpOptions::default()).is_err(), "{bad}");
+            assert!(HttpRepository::new(bad, &HttpOptions::default()).is_err(), "{bad}");
         }
         let proxies = Proxies::all("socks5://p", Vec::new());
         let options = HttpOptions { proxies, ..HttpOptions::default() };
-        assert!(HttpTransport::new("http://x/", &options).is_err());
+        assert!(HttpRepository::new("http://x/", &options).is_err());
         let certificates = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         let options = HttpOptions { certificates: certificates.to_vec(), ..Default::default() };
-        assert!(HttpTransport::new("http://x/", &options).is_err());
+        assert!(HttpRepository::new("http://x/", &options).is_err());
     }
 
     #[test]
     fn where_each_range_is_a_request_near_ones_are_put_together() {
-        let transport = HttpTransport::new("http://x/", &HttpOptions::default()).unwrap();
+        let transport = HttpRepository::new("http://x/", &HttpOptions::default()).unwrap();
         let ranges = [0..10, 20..30, 100_000..100_010];
         assert_eq!(transport.choose(&ranges), ranges);
         transport.one_range.store(true, Ordering::Relaxed);

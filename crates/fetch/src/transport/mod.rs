@@ -1,5 +1,11 @@
 //! Where a repository's files come from: a directory (or USB stick) or an HTTP server.
 //!
+//! | module | holds |
+//! | --- | --- |
+//! | `dir` | a directory |
+//! | `web` | a server, asked by a worker |
+//! | `http` | what the worker asks it, and how |
+//!
 //! A transport opens a file of the repository by its path, or a range of it, and gives
 //! a [`Body`]. It knows nothing of digests: whoever reads checks what was read. It does
 //! promise three things: that a body never waits for ever (a stalled link is an error),
@@ -15,17 +21,21 @@
 //! Called by [`crate::sources`], which retries, fails over and checks.
 
 mod dir;
-mod http;
+pub(crate) mod http;
+pub(crate) mod web;
 
 use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use varve_sys::task::Cancel;
 
+use crate::worker::WorkerError;
 pub use dir::DirTransport;
-pub use http::{HttpOptions, HttpTransport, Proxies};
+pub use http::{HttpOptions, Proxies};
+pub use web::HttpTransport;
 
 /// Gives the files of one copy of a repository.
 pub trait Transport: Send + Sync {
@@ -152,7 +162,7 @@ impl fmt::Debug for Body {
 }
 
 /// Why a source did not give a file's bytes.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum TransportError {
     /// The source has no such file.
@@ -258,7 +268,15 @@ pub enum TransportError {
     WrongDigest,
     /// A local file could not be read, or the link broke.
     #[error("reading failed")]
-    Io(#[source] io::Error),
+    Io(
+        #[source]
+        #[serde(with = "as_text")]
+        io::Error,
+    ),
+    /// Who asks the server is not there.
+    #[error(transparent)]
+    #[serde(skip)]
+    Worker(WorkerError),
     /// The answer is not HTTP as it should be.
     #[error("the server's answer is not valid: {reason}")]
     Protocol {
@@ -279,6 +297,21 @@ pub enum TransportError {
     Cancelled,
 }
 
+/// An error of the system, as what it says.
+mod as_text {
+    use std::io;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(error: &io::Error, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(error)
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<io::Error, D::Error> {
+        String::deserialize(from).map(io::Error::other)
+    }
+}
+
 fn portal(page: &Option<String>) -> String {
     match page {
         Some(page) => format!("its page is {page}"),
@@ -296,6 +329,7 @@ impl TransportError {
             | Self::Cut { .. }
             | Self::WrongRange
             | Self::Protocol { .. } => true,
+            Self::Worker(error) => matches!(error, WorkerError::Ended(_)),
             Self::Io(error) => error.kind() != io::ErrorKind::PermissionDenied,
             _ => false,
         }

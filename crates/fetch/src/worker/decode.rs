@@ -148,7 +148,7 @@ impl Asker<'_> {
     fn ask(&self, tag: u8, parts: &[&[u8]]) -> io::Result<Option<Vec<u8>>> {
         let stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
         send(&stream, tag, parts)?;
-        let answer = receive(&stream, u64::MAX)?.ok_or_else(broken)?;
+        let answer = receive(*stream, u64::MAX)?.ok_or_else(broken)?;
         match answer.tag {
             HERE => Ok(Some(answer.body)),
             ABSENT => Ok(None),

@@ -11,7 +11,7 @@ use super::decode::{
     ABSENT, APPLY, CONTENT, DECODED, FAILED, FRAME, HERE, MADE, OPEN, REFUSED, STREAM, TEXT,
 };
 use super::wire::{Fields, Message, Taken, broken, receive, send};
-use super::{Worker, WorkerError, Workers};
+use super::{Task, Worker, WorkerError, Workers};
 
 /// Address space of the program itself, its threads and what it reads, in bytes: a bound
 /// against a bomb, on top of what is stated. Most of it is never touched.
@@ -50,7 +50,8 @@ pub(crate) type Leavings = Vec<(ContentDigest, u64, Left)>;
 impl Decoder {
     /// Starts one, for work that takes so many bytes of memory.
     pub(crate) fn start(workers: &Workers, memory: u64) -> Result<Self, WorkerError> {
-        workers.start(memory.saturating_mul(2).saturating_add(OWN_SPACE)).map(Self)
+        let space = memory.saturating_mul(2).saturating_add(OWN_SPACE);
+        workers.start(Task::Decode, space).map(Self)
     }
 
     /// What this kernel lacks for its sandbox.

@@ -23,4 +23,5 @@ pub fn stored(bytes: &[u8]) {
 pub fn answers(bytes: &[u8]) {
     let _ = decoder::opened(bytes);
     let _ = decoder::leavings(&mut Taken(bytes));
+    crate::transport::web::whatever_it_says(bytes);
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! offset  bytes
-//!      0      1   what it is: one of the tags of `decode`
+//!      0      1   what it is: one of the tags of `decode` or `web`
 //!      1      8   length of the body, little-endian
 //!      9      n   body: fields, one behind the other; numbers of 8 bytes, little-endian;
 //!                 bytes with their length (8) before them
@@ -15,13 +15,13 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 
 /// A message.
-pub(super) struct Message {
-    pub(super) tag: u8,
-    pub(super) body: Vec<u8>,
+pub(crate) struct Message {
+    pub(crate) tag: u8,
+    pub(crate) body: Vec<u8>,
 }
 
 /// Sends a message whose body is these parts, one behind the other.
-pub(super) fn send(mut stream: &UnixStream, tag: u8, parts: &[&[u8]]) -> io::Result<()> {
+pub(crate) fn send(mut stream: &UnixStream, tag: u8, parts: &[&[u8]]) -> io::Result<()> {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     let mut head = [tag; 9];
     head[1..].copy_from_slice(&(length as u64).to_le_bytes());
@@ -30,7 +30,7 @@ pub(super) fn send(mut stream: &UnixStream, tag: u8, parts: &[&[u8]]) -> io::Res
 }
 
 /// The next message, its body at most `limit` bytes; none when the other end is closed.
-pub(super) fn receive(mut stream: &UnixStream, limit: u64) -> io::Result<Option<Message>> {
+pub(crate) fn receive(mut stream: impl Read, limit: u64) -> io::Result<Option<Message>> {
     let mut tag = [0];
     loop {
         match stream.read(&mut tag) {
@@ -55,46 +55,46 @@ pub(super) fn receive(mut stream: &UnixStream, limit: u64) -> io::Result<Option<
 }
 
 /// The other end does not speak as it should.
-pub(super) fn broken() -> io::Error {
+pub(crate) fn broken() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "an answer that is none")
 }
 
 /// Puts fields into a body.
 #[derive(Default)]
-pub(super) struct Fields(pub(super) Vec<u8>);
+pub(crate) struct Fields(pub(crate) Vec<u8>);
 
 impl Fields {
-    pub(super) fn number(&mut self, number: u64) -> &mut Self {
+    pub(crate) fn number(&mut self, number: u64) -> &mut Self {
         self.0.extend_from_slice(&number.to_le_bytes());
         self
     }
 
     /// Bytes of a length that both ends know.
-    pub(super) fn raw(&mut self, bytes: &[u8]) -> &mut Self {
+    pub(crate) fn raw(&mut self, bytes: &[u8]) -> &mut Self {
         self.0.extend_from_slice(bytes);
         self
     }
 
-    pub(super) fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
         self.number(bytes.len() as u64).raw(bytes)
     }
 }
 
 /// Takes fields out of a body.
-pub(super) struct Taken<'a>(pub(super) &'a [u8]);
+pub(crate) struct Taken<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Taken<'a> {
-    pub(super) fn number(&mut self) -> io::Result<u64> {
+    pub(crate) fn number(&mut self) -> io::Result<u64> {
         self.array().map(u64::from_le_bytes)
     }
 
-    pub(super) fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+    pub(crate) fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
         let (first, rest) = self.0.split_first_chunk::<N>().ok_or_else(broken)?;
         self.0 = rest;
         Ok(*first)
     }
 
-    pub(super) fn bytes(&mut self) -> io::Result<&'a [u8]> {
+    pub(crate) fn bytes(&mut self) -> io::Result<&'a [u8]> {
         let length = usize::try_from(self.number()?).map_err(|_| broken())?;
         let (first, rest) = self.0.split_at_checked(length).ok_or_else(broken)?;
         self.0 = rest;
@@ -102,7 +102,7 @@ impl<'a> Taken<'a> {
     }
 
     /// How many things of at least `least` bytes each follow, as a count says.
-    pub(super) fn count(&mut self, least: usize) -> io::Result<usize> {
+    pub(crate) fn count(&mut self, least: usize) -> io::Result<usize> {
         let count = usize::try_from(self.number()?).map_err(|_| broken())?;
         if count > self.0.len() / least { Err(broken()) } else { Ok(count) }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use varve_fetch::{
     DirTransport, HttpOptions, HttpTransport, Metadata as Offered, Patience, Refusal, Sources,
-    Transport, Trust, TrustError,
+    Transport, Trust, TrustError, Workers,
 };
 use varve_format::manifest::Manifest;
 use varve_format::pack::{Location, PACK_MAGIC, PackIndex};
@@ -169,7 +169,7 @@ pub fn names(metadata: &Offered) -> Vec<&str> {
 
 pub fn http(url: &str) -> Arc<dyn Transport> {
     let options = HttpOptions { stall: Duration::from_millis(600), ..HttpOptions::default() };
-    Arc::new(HttpTransport::new(url, &options).unwrap())
+    Arc::new(HttpTransport::new(url, &options, &Workers::default()).unwrap())
 }
 
 /// Patience for tests: short pauses, and a trickle is given up within a second.

@@ -30,9 +30,9 @@ use super::multipart::Chunks;
 use super::{Proxies, TransportError, answer};
 
 /// How far the thread reads ahead of its reader, in bytes.
-const BUDGET: usize = 256 * 1024;
+const BUDGET: usize = 192 * 1024;
 /// How often a server may send a request elsewhere.
-const MAX_REDIRECTS: usize = 5;
+pub(crate) const MAX_REDIRECTS: usize = 5;
 /// The most connections that wait for their next use.
 const MAX_IDLE: usize = 4;
 /// How often it is looked whether the work was cancelled, while nothing comes.

@@ -1,10 +1,11 @@
 //! Which proxy a request goes through. What the environment says is read by the programs;
 //! here it is data.
 
+use serde::{Deserialize, Serialize};
 use url::Url;
 
 /// The proxies of a device, and what is reached without one.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proxies {
     /// For `http:`, the URL of a proxy.
     pub http: Option<String>,
