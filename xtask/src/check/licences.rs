@@ -11,17 +11,14 @@ const ALLOWED: &[&str] = &[
     "Apache-2.0 WITH LLVM-exception",
     "BSD-2-Clause",
     "BSD-3-Clause",
-    "BSL-1.0",
     "CC0-1.0",
     "CDLA-Permissive-2.0",
     "ISC",
     "MIT",
     "MIT-0",
-    "OpenSSL",
     "Unicode-3.0",
     "Unlicense",
     "Zlib",
-    "bzip2-1.0.6",
 ];
 
 const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
