@@ -166,7 +166,8 @@ fn seccomp(keeps: Keeps) -> Result<(), seccompiler::Error> {
         let families = vec![family(libc::AF_INET)?, family(libc::AF_INET6)?];
         rules.insert(libc::SYS_socket, families);
         // No more than that a descriptor does not wait.
-        let waits = when(1, SeccompCmpOp::Eq, libc::FIONBIO)?;
+        #[allow(clippy::unnecessary_cast, reason = "it has another type in another C library")]
+        let waits = when(1, SeccompCmpOp::Eq, libc::FIONBIO as u64)?;
         rules.insert(libc::SYS_ioctl, vec![waits]);
         let how = SeccompCmpOp::MaskedEq(libc::O_ACCMODE as u64);
         let read = libc::O_RDONLY as u64;

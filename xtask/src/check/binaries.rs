@@ -9,7 +9,7 @@ use crate::project::{Result, megabytes};
 const BOOT_STAGE: u64 = 1 << 20;
 /// Bytes. Goes onto every device and into every update. About 2 MB are the tables by which
 /// a panic over a hostile delta ends that delta and not the update manager.
-const UPDATE_MANAGER: u64 = 17_000_000;
+const UPDATE_MANAGER: u64 = 16_000_000;
 
 pub(super) fn sizes() -> Result<Problems> {
     let programs = device::build()?;
