@@ -32,17 +32,16 @@ fn a_path_leads_somewhere_whatever_is_renamed_meanwhile() {
     let (folder, dir) = temporary();
     std::fs::create_dir_all(folder.path().join("usr/sbin")).unwrap();
     std::fs::create_dir_all(folder.path().join("usr/lib")).unwrap();
-    std::fs::write(folder.path().join("usr/lib/init"), "").unwrap();
+    dir.open_dir("usr/lib").unwrap().create_file("init", 0o755).unwrap();
     symlink("/usr/sbin", folder.path().join("sbin")).unwrap();
     symlink("../lib/init", folder.path().join("usr/sbin/init")).unwrap();
     symlink("../../../../lib/out", folder.path().join("usr/sbin/out")).unwrap();
     std::thread::scope(|scope| {
         let renames = scope.spawn(|| {
-            let [a, b] = ["a", "b"].map(|name| folder.path().join(name));
-            std::fs::write(&a, "").unwrap();
+            dir.create_file("a", 0o644).unwrap();
             for _ in 0..20_000 {
-                std::fs::rename(&a, &b).unwrap();
-                std::fs::rename(&b, &a).unwrap();
+                dir.rename_new("a", &dir, "b").unwrap();
+                dir.rename_new("b", &dir, "a").unwrap();
             }
         });
         while !renames.is_finished() {
