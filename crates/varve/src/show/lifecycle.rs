@@ -166,11 +166,14 @@ fn situation(situation: &Situation) -> String {
             release.reason,
             release.name
         ),
-        Situation::Stripped { layers } => format!(
-            "{} were left out of this boot; the next one has them again.\n\
-             To keep it like this: varve strip --keep",
-            plural(u64::from(*layers), "layer", "layers")
-        ),
+        Situation::Stripped { layers } => {
+            let (were, them) = if *layers == 1 { ("was", "it") } else { ("were", "them") };
+            format!(
+                "{} {were} left out of this boot; the next one has {them} again.\n\
+                 To keep it like this: varve strip --keep",
+                plural(u64::from(*layers), "layer", "layers")
+            )
+        }
     }
 }
 
