@@ -65,7 +65,7 @@ pub(crate) struct Arguments {
     /// transfer: only these tools; what they measure is added to what is recorded
     #[arg(long, value_delimiter = ',', value_name = "TOOL")]
     only: Vec<transfer::Who>,
-    /// transfer: measure nothing, draw and judge what is recorded
+    /// transfer: measure nothing, write the documentation of what is recorded, and judge it
     #[arg(long, conflicts_with_all = ["pair", "only"])]
     draw: bool,
 }

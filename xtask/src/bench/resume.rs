@@ -47,7 +47,7 @@ pub(super) fn run() -> Result {
     }
     remove(&scratch)?;
     ground.clear()?;
-    finish(&record)
+    finish(&record, false)
 }
 
 /// One upgrade of a fresh device; with the bytes of a clean run, cut all over it.

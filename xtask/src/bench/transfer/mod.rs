@@ -9,8 +9,8 @@
 //! ```
 //!
 //! One server that counts serves everybody. A run of a part (`--pair`, `--only`) adds to
-//! what is recorded. When nothing is missing the documentation is written; until then the
-//! same two files go to `target/varve`.
+//! what is recorded. When nothing is missing, or with `--draw`, the documentation is written;
+//! until then the same two files go to `target/varve`.
 
 mod ground;
 mod judge;
@@ -67,7 +67,7 @@ pub(super) fn run(pairs: &[PairName], only: &[Who], draw: bool) -> Result {
             ground.clear()?;
         }
     }
-    finish(&record)
+    finish(&record, draw)
 }
 
 impl Who {
@@ -123,14 +123,15 @@ fn from_server(
     Ok(Row::new(moved, Some(requests), least))
 }
 
-/// Draws what there is, and judges it.
-pub(super) fn finish(record: &Record) -> Result {
+/// Draws what there is, and judges it: into the documentation when nothing is missing, or when
+/// that is `wanted`.
+pub(super) fn finish(record: &Record, wanted: bool) -> Result {
     let figures = judge::judge(record);
     println!();
     for figure in &figures {
         println!("{figure}");
     }
-    let folder = if record.is_complete() { root().join("docs") } else { cache()? };
+    let folder = if wanted || record.is_complete() { root().join("docs") } else { cache()? };
     let [picture, text] = ["transfer.svg", "transfer.md"].map(|name| folder.join(name));
     write(&picture, plot::draw(record))?;
     write(&text, page::write(record, &figures))?;

@@ -7,6 +7,16 @@ use std::fmt::Write as _;
 
 const TEXT: &str = include_str!("page.md");
 
+/// What the figures of cuts are.
+const RESUME: &str = "\
+`cut and killed` is `cargo xtask bench resume`: the Debian 13 upgrade over a link of 1 MB/s that
+is cut at 200 points (random, the seed fixed), the process killed at every other one: by packs
+alone, and by the delta. A byte counts as moved once the server has handed it to its kernel: what a
+cut or a kill loses between there and the client is in the figure. After a cut at least one request
+is made anew, after a kill the newest signed metadata is asked for too; of a delta of one or two
+megabytes two hundred requests alone are more than a fiftieth, so the limit is held against the packs.
+";
+
 /// One row for the terminal.
 pub(super) fn line(way: Way, row: &Row) -> String {
     let made = row.publisher.map_or(String::new(), |took| {
@@ -41,7 +51,9 @@ pub(super) fn write(record: &Record, figures: &[Figure]) -> String {
         let _ = writeln!(methods, "- **{}**: {}.", way.name(), way.method());
     }
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-    TEXT.replace("{tables}", tables.trim_end())
+    let resume = if record.resume.is_empty() { "" } else { RESUME };
+    TEXT.replace("{resume}", resume)
+        .replace("{tables}", tables.trim_end())
         .replace("{limits}", limits.trim_end())
         .replace("{methods}", methods.trim_end())
         .replace("{processors}", &cores.to_string())
@@ -74,6 +86,11 @@ fn table(out: &mut String, name: PairName, figures: &Figures) {
             took(row.publisher),
             date(row.unix_time)
         );
+    }
+    let missing = Way::ALL.iter().filter(|way| !figures.rows.contains_key(way));
+    let missing: Vec<_> = missing.map(|way| way.name()).collect();
+    if !missing.is_empty() {
+        let _ = writeln!(out, "\nNot measured: {}.", missing.join("; "));
     }
     let notes = figures.rows.iter().filter(|(_, row)| !row.note.is_empty());
     for (index, (way, row)) in notes.enumerate() {
