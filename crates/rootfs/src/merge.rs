@@ -24,7 +24,7 @@ use varve_sys::task::{Cancel, Cancelled, Progress, Unit};
 use varve_sys::{Dir, SysError, durable, faults};
 
 pub use crate::fold::{Counts, FoldError, Layer, copy, fold};
-use crate::stage::{Part, StageError, begin, or_discard, write_layer_record};
+use crate::stage::{Part, StageError, begin, or_discard, tidy, write_layer_record};
 use crate::store::{Deployment, LAYER_TREE, Store, StoreError};
 use crate::verify::{Contents, Level, Report, VerifyError, verify};
 
@@ -235,7 +235,6 @@ fn commit(store: &Store, staging: &Dir, layer: &LayerRecord, new: &DeploymentRec
     part.move_into_place(store, staging)?;
     store.replace_record(new)?;
 
-    // Committed: what is left of the way is for the sweep, if not for now.
-    let _ = durable::discard(store.staging(), new.name.as_str(), store.trash());
+    tidy(store, &new.name);
     Ok(())
 }

@@ -113,8 +113,7 @@ pub fn restack(
     }
     stage::commit_deployment(store, &staging, name)?;
 
-    // Committed: what is left of the way is for the sweep, if not for now.
-    let _ = durable::discard(store.staging(), name.as_str(), store.trash());
+    stage::tidy(store, name);
     Ok(Deployment { record, confirmed: false, pinned: false })
 }
 

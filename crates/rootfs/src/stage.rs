@@ -287,8 +287,7 @@ impl Verified<'_> {
         part.move_into_place(store, staging)?;
         commit_deployment(store, staging, &name)?;
 
-        // Committed: what is left of the way is for the sweep, if not for now.
-        let _ = durable::discard(store.staging(), name.as_str(), store.trash());
+        tidy(store, &name);
         Ok(Deployment { record, confirmed: false, pinned: false })
     }
 
@@ -357,8 +356,7 @@ impl Verified<'_> {
         part.move_into_place(store, staging)?;
         store.replace_record(&record)?;
 
-        // Committed: what is left of the way is for the sweep, if not for now.
-        let _ = durable::discard(store.staging(), plan.name.as_str(), store.trash());
+        tidy(store, &plan.name);
         Ok(Deployment { record, confirmed: old.confirmed, pinned: old.pinned })
     }
 }
@@ -375,6 +373,12 @@ pub(crate) fn commit_deployment(
     name: &DeploymentName,
 ) -> varve_sys::Result<()> {
     durable::commit_rename(staging, DEPLOYMENT, store.deployments_dir(), name.as_str())
+}
+
+/// After a commit: what is left of the way goes now, or with the next sweep. Nothing reads it
+/// half deleted, so no sync is owed.
+pub(crate) fn tidy(store: &Store, name: &DeploymentName) {
+    let _ = store.staging().remove_all(name.as_str());
 }
 
 /// The layer or tree that a staging makes.

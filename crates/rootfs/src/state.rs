@@ -144,11 +144,12 @@ pub fn carry(
     durable::sync_file_system(store.dir())?;
     if versioned.stat_opt(name)?.is_some() {
         versioned.exchange(&new, &versioned, name)?;
+        // What it was before; the exchange is durable with its going.
+        durable::discard(&versioned, &new, store.trash())?;
     } else {
         versioned.rename_new(&new, &versioned, name)?;
+        durable::sync_directory(&versioned)?;
     }
-    durable::sync_directory(&versioned)?;
-    durable::discard(&versioned, &new, store.trash())?;
     Ok(reports)
 }
 

@@ -335,7 +335,7 @@ fn rolling_back() {
 #[test]
 fn merging() {
     let before = |store: &Store| upgrade(store, Layout::Overlay);
-    cut_everywhere("merge", Layout::Overlay, &[&before, &confirm], &merge_second, "second", 5);
+    cut_everywhere("merge", Layout::Overlay, &[&before, &confirm], &merge_second, "second", 4);
 }
 
 #[test]
