@@ -110,7 +110,8 @@ fn plan_of(
         wanted(&observed.deployments, selection, observed.booted(), &observed.rejected, keep);
     // Processes may hold files of each, by mounts that are in no list any more.
     deployments.extend(Live::read(device)?.deployments);
-    let mounts = ps::all_mounts(Path::new("/proc")).map_err(Error::Proc)?;
+    let varve = device.store.dir();
+    let mounts = ps::all_mounts(varve, Path::new("/proc")).map_err(Error::Proc)?;
     let incoming = unfinished.then(BTreeSet::new);
     Ok(collect::plan(&device.store, &Keep { newest: 0, deployments, mounts, incoming })?)
 }

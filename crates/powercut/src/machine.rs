@@ -12,7 +12,6 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -38,11 +37,6 @@ use varve_sys::task::{Cancel, Silent};
 use crate::acts;
 use crate::scenario::{Finding, Site};
 
-/// Devices that are booted side by side have layers of the same names mounted, and
-/// `collect` spares what any mount of the machine names: who boots holds this for
-/// reading, who collects for good holds it alone.
-static BOOTED: RwLock<()> = RwLock::new(());
-
 /// What is the same for all devices of a run.
 #[derive(Debug)]
 pub struct Machine<'a> {
@@ -60,7 +54,6 @@ pub struct Running {
     pub report: BootReport,
     root: PathBuf,
     run: PathBuf,
-    _booted: RwLockReadGuard<'static, ()>,
 }
 
 pub(crate) fn words<E: std::error::Error>(error: E) -> String {
@@ -105,7 +98,6 @@ impl<'a> Machine<'a> {
     /// Switches the device on: the boot stage runs, and what it chose must be whole, as
     /// its manifest says and as the kernel shows it.
     pub fn boot(&self) -> Result<Running, String> {
-        let guard = BOOTED.read().unwrap_or_else(PoisonError::into_inner);
         let (root, run) = (self.beside("root")?, self.beside("run")?);
         rustix::mount::mount_bind(&self.site.disk, &root).map_err(words)?;
         let hardware = Hardware {
@@ -128,7 +120,7 @@ impl<'a> Machine<'a> {
                 });
             }
         };
-        let running = Running { report, root, run, _booted: guard };
+        let running = Running { report, root, run };
         let store = self.store()?;
         let deployment = store.deployment(&running.report.deployment).map_err(words)?;
         for finding in [whole(&store, &deployment), running.shows(&store, &deployment)] {
@@ -295,7 +287,6 @@ pub fn look(store: &Store) -> Vec<Finding> {
 impl Machine<'_> {
     /// Deletes what nothing needs, while nothing is mounted.
     pub fn collect(&self) -> Result<(), String> {
-        let _alone = BOOTED.write().unwrap_or_else(PoisonError::into_inner);
         let device = Device::open(self.at_rest()).map_err(words)?;
         let writer = device.lock("powercut", self.now).map_err(words)?;
         acts::collected(self, &device, &writer)

@@ -297,12 +297,14 @@ pub(crate) fn is_of_layers(entry: MountEntry) -> bool {
     !mount.lowers.is_empty() && mount.upper.is_none() && !mount.is_state
 }
 
-/// The mounts of every process's namespace: what stands on a layer or a tree must not be
-/// deleted, also when only a service with mounts of its own still does. `proc` is `/proc`.
+/// The mounts of every process's namespace, but for those that are another device's: what stands
+/// on a layer or a tree must not be deleted, also when only a service with mounts of its own
+/// still does. `varve` is the open `/varve`; `proc` is `/proc`.
 ///
 /// # Errors
 /// When `/proc` cannot be listed: then nothing may be deleted.
-pub fn all_mounts(proc: &Path) -> std::io::Result<Vec<MountEntry>> {
+pub fn all_mounts(varve: &Dir, proc: &Path) -> std::io::Result<Vec<MountEntry>> {
+    let own = Own::of(varve, proc);
     let mut mounts = Vec::new();
     let mut seen = BTreeSet::new();
     for entry in std::fs::read_dir(proc)?.flatten() {
@@ -312,7 +314,8 @@ pub fn all_mounts(proc: &Path) -> std::io::Result<Vec<MountEntry>> {
             continue;
         }
         let Ok(text) = std::fs::read(dir.join("mountinfo")) else { continue };
-        mounts.extend(parse_mountinfo(&text).map_err(std::io::Error::other)?);
+        let here = parse_mountinfo(&text).map_err(std::io::Error::other)?;
+        mounts.extend(here.into_iter().filter(|mount| !own.is_strange(mount)));
     }
     Ok(mounts)
 }

@@ -103,8 +103,14 @@ fn a_process_on_an_overlay_is_traced_to_its_layers() {
     let other = Store::create(&Dir::open(folder.path()).unwrap()).unwrap();
     let all = processes(Path::new("/proc"), other.dir(), &deployments, None, None).unwrap();
     assert!(!all.iter().any(|process| process.pid == child.0.id()), "{all:#?}");
-    let mounts = all_mounts(Path::new("/proc")).unwrap();
-    assert!(mounts.iter().any(|mount| mount.super_options.contains("layers/u2/tree")));
+    for (varve, is_there) in [(store.dir(), true), (other.dir(), false)] {
+        let mounts = all_mounts(varve, Path::new("/proc")).unwrap();
+        let found = mounts.iter().any(|mount| {
+            let is_of_this_test = mount.mount_point == target;
+            is_of_this_test && mount.super_options.contains("layers/u2/tree")
+        });
+        assert_eq!(found, is_there);
+    }
 }
 
 #[test]
