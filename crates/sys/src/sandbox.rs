@@ -13,8 +13,8 @@
 //! names are looked up by.
 //!
 //! Each stands by itself: a kernel without Landlock (before 5.13, or built without) still
-//! has the list of system calls, which opens no file. What a kernel does not have is told
-//! to the caller. Not becoming another user, as root, is an error.
+//! has the list of system calls, which opens no file, and for the web opens none but to
+//! read what everybody may. What a kernel does not have is told to the caller. Not becoming another user, as root, is an error.
 //!
 //! Called at the very start of a process that has one thread: `varve_fetch::worker`.
 //! Sources: `landlock(7)`, `seccomp(2)`, `credentials(7)`.
@@ -144,7 +144,10 @@ fn landlock(keeps: Keeps) -> Result<bool, landlock::RulesetError> {
 fn names() -> Vec<PathBuf> {
     let mut list = vec![PathBuf::from("/etc"), PathBuf::from("/usr")];
     let real = Path::new("/etc/resolv.conf").canonicalize();
-    list.extend(real.ok().and_then(|path| path.parent().map(Path::to_owned)));
+    // What it leads to may be written later.
+    let leads = || Some(Path::new("/etc").join(std::fs::read_link("/etc/resolv.conf").ok()?));
+    let real = real.ok().or_else(leads);
+    list.extend(real.and_then(|path| path.parent()?.canonicalize().ok()));
     list
 }
 
@@ -160,8 +163,17 @@ fn seccomp(keeps: Keeps) -> Result<(), seccompiler::Error> {
     rules.insert(libc::SYS_clone, vec![when(0, SeccompCmpOp::MaskedEq(thread), thread)?]);
     let named = libc::PR_SET_NAME as u64;
     rules.insert(libc::SYS_prctl, vec![when(0, SeccompCmpOp::Eq, named)?]);
+    // A signal to itself, as abort(3) sends it.
+    let own = u64::from(std::process::id());
+    rules.insert(libc::SYS_tgkill, vec![when(0, SeccompCmpOp::Eq, own)?]);
     if keeps == Keeps::Web {
         rules.extend(free(WEB));
+        // Nothing that has signals sent to somebody.
+        let plain =
+            [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
+        let plain: Result<Vec<_>, _> =
+            plain.into_iter().map(|what| when(1, SeccompCmpOp::Eq, what as u64)).collect();
+        rules.insert(libc::SYS_fcntl, plain?);
         let family = |family| when(0, SeccompCmpOp::Eq, family as u64);
         let families = vec![family(libc::AF_INET)?, family(libc::AF_INET6)?];
         rules.insert(libc::SYS_socket, families);
@@ -169,7 +181,8 @@ fn seccomp(keeps: Keeps) -> Result<(), seccompiler::Error> {
         #[allow(clippy::unnecessary_cast, reason = "it has another type in another C library")]
         let waits = when(1, SeccompCmpOp::Eq, libc::FIONBIO as u64)?;
         rules.insert(libc::SYS_ioctl, vec![waits]);
-        let how = SeccompCmpOp::MaskedEq(libc::O_ACCMODE as u64);
+        let changes = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
+        let how = SeccompCmpOp::MaskedEq(changes as u64);
         let read = libc::O_RDONLY as u64;
         rules.insert(libc::SYS_openat, vec![when(2, how.clone(), read)?]);
         #[cfg(target_arch = "x86_64")]
@@ -211,7 +224,6 @@ const COMPUTE: &[i64] = &[
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
     libc::SYS_sigaltstack,
-    libc::SYS_tgkill,
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
     libc::SYS_nanosleep,
@@ -238,7 +250,6 @@ const WEB: &[i64] = &[
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
     libc::SYS_eventfd2,
-    libc::SYS_fcntl,
     libc::SYS_pread64,
     libc::SYS_lseek,
     libc::SYS_fstat,

@@ -35,7 +35,7 @@ pub enum Notice<'a> {
         /// For how long at most.
         pause: Duration,
     },
-    /// What comes is decoded with fewer walls around it than there could be.
+    /// Workers have fewer walls around them than there could be.
     Kernel {
         /// What this kernel does not have.
         lacks: &'a [String],
@@ -60,7 +60,7 @@ impl fmt::Display for Notice<'_> {
             ),
             Self::Kernel { lacks } => write!(
                 f,
-                "this kernel has no {}: what is fetched is decoded with less protection",
+                "this kernel has no {}: servers are asked, and what comes is decoded, with less protection",
                 lacks.join(", no ")
             ),
         }

@@ -35,6 +35,7 @@ use url::Url;
 use varve_sys::task::Cancel;
 
 use super::{Body, ReadBody, Transport, TransportError};
+pub(crate) use answer::MAX_RETRY_AFTER;
 use answer::{Shape, judge};
 pub(crate) use client::MAX_REDIRECTS;
 use client::{Client, Head, Stream};

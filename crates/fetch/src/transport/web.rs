@@ -13,13 +13,13 @@
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use varve_sys::passing;
 use varve_sys::task::Cancel;
 
-use super::http::{HttpOptions, HttpRepository, MAX_REDIRECTS};
+use super::http::{HttpOptions, HttpRepository, MAX_REDIRECTS, MAX_RETRY_AFTER};
 use super::{Body, ReadBody, Transport, TransportError};
 use crate::worker::web::{BYTES, FAILED, HEAD, LAST, OPEN, PART, TOLD, Told, UNKNOWN};
 use crate::worker::wire::{Fields, Message, Taken, broken, receive, send};
@@ -31,6 +31,10 @@ const SPACE: u64 = 1 << 30;
 const ON_THE_WAY: usize = 64 << 10;
 /// The longest error, in bytes.
 const MAX_WORDS: u64 = 64 << 10;
+/// The longest text of an error that is shown, in characters.
+const MAX_SHOWN: usize = 500;
+/// How long a worker may take to take what it is given.
+const TAKES: Duration = Duration::from_secs(10);
 /// How often it is looked whether the work was cancelled, while nothing comes.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -40,10 +44,14 @@ pub struct HttpTransport {
     name: String,
     told: Vec<u8>,
     workers: Workers,
-    worker: Mutex<Option<Worker>>,
-    /// The longest wait for a worker's next word. It gives servers up before that.
+    worker: Present,
+    /// The longest wait for a worker's next word. A server that takes its whole time again and
+    /// again, over redirects and refusals of one file, is given up with it.
     patience: Duration,
 }
+
+/// The worker that asks, once there is one.
+type Present = Arc<Mutex<Option<Worker>>>;
 
 impl HttpTransport {
     /// The repository below `url` (`http:` or `https:`), asked by one of these workers.
@@ -59,7 +67,7 @@ impl HttpTransport {
             name: url.to_owned(),
             told: serde_json::to_vec(&told).map_err(|error| error.to_string())?,
             workers: workers.clone(),
-            worker: Mutex::default(),
+            worker: Present::default(),
             patience: each.saturating_mul(MAX_REDIRECTS as u32 + 2),
         })
     }
@@ -72,6 +80,7 @@ impl HttpTransport {
             return Ok(());
         }
         let fresh = self.workers.start(Task::Web, SPACE)?;
+        fresh.stream.set_write_timeout(Some(TAKES)).map_err(WorkerError::Start)?;
         send(&fresh.stream, TOLD, &[&self.told])
             .and_then(|()| passing::hand_over(&fresh.stream, socket))
             .map_err(WorkerError::Ended)?;
@@ -102,7 +111,8 @@ impl Transport for HttpTransport {
         }
         send(&stream, OPEN, &[&request.0]).map_err(ended)?;
         stream.set_read_timeout(Some(LOOK)).map_err(TransportError::Io)?;
-        let line = Line { stream, cancel: cancel.clone(), patience: self.patience };
+        let (worker, patience) = (self.worker.clone(), self.patience);
+        let line = Line { stream, worker, cancel: cancel.clone(), patience };
         let first = line.next()?;
         let Place { start, end, total } = place(first, HEAD, |start| {
             start == 0 || ranges.first().is_some_and(|range| range.start == start)
@@ -119,6 +129,7 @@ fn ended(error: io::Error) -> TransportError {
 /// The socket of one file.
 struct Line {
     stream: UnixStream,
+    worker: Present,
     cancel: Cancel,
     patience: Duration,
 }
@@ -126,29 +137,38 @@ struct Line {
 impl Line {
     /// The worker's next word.
     fn next(&self) -> Result<Message, TransportError> {
-        let message = receive(self, MAX_WORDS).map_err(|error| match error.kind() {
+        let waits = Waits { line: self, began: Instant::now() };
+        let message = receive(waits, MAX_WORDS).map_err(|error| match error.kind() {
             _ if self.cancel.is_cancelled() => TransportError::Cancelled,
-            io::ErrorKind::TimedOut => TransportError::Stalled { after: self.patience },
+            io::ErrorKind::TimedOut => {
+                // It would have given the server up: it hangs, and the next file gets another.
+                *self.worker.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                TransportError::Stalled { after: self.patience }
+            }
             _ => ended(error),
         })?;
         message.ok_or_else(|| ended(io::ErrorKind::UnexpectedEof.into()))
     }
 }
 
-impl Read for &Line {
-    /// Waits as long as it is worth it.
+/// Waits for one message as long as it is worth it, however its bytes come.
+struct Waits<'a> {
+    line: &'a Line,
+    began: Instant,
+}
+
+impl Read for Waits<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let began = Instant::now();
         loop {
-            match (&self.stream).read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                done => return done,
-            }
-            if self.cancel.is_cancelled() {
+            if self.line.cancel.is_cancelled() {
                 return Err(io::Error::other("cancelled"));
             }
-            if began.elapsed() > self.patience {
+            if self.began.elapsed() > self.line.patience {
                 return Err(io::ErrorKind::TimedOut.into());
+            }
+            match (&self.line.stream).read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
             }
         }
     }
@@ -184,11 +204,34 @@ fn place(
     Ok(place)
 }
 
+/// Why there are no bytes, as far as a network can be the reason; what is shown is text.
 fn failure(body: &[u8]) -> TransportError {
+    use TransportError as E;
+    let shown = |text: String| -> String {
+        text.chars().filter(|char| !char.is_control()).take(MAX_SHOWN).collect()
+    };
     match serde_json::from_slice(body) {
-        // It is this process that is asked to stop, and nobody else.
-        Ok(TransportError::Cancelled) | Err(_) => ended(broken()),
-        Ok(error) => error,
+        Ok(E::Server { status, retry_after }) => {
+            E::Server { status, retry_after: retry_after.map(|asked| asked.min(MAX_RETRY_AFTER)) }
+        }
+        Ok(E::Captive { page }) => E::Captive { page: page.map(shown) },
+        Ok(E::ProxyLogin { proxy }) => E::ProxyLogin { proxy: shown(proxy) },
+        Ok(E::Certificate { reason }) => E::Certificate { reason: shown(reason) },
+        Ok(E::Redirect { reason }) => E::Redirect { reason: shown(reason) },
+        Ok(E::Transformed { encoding }) => E::Transformed { encoding: shown(encoding) },
+        Ok(E::Unreachable { reason }) => E::Unreachable { reason: shown(reason) },
+        Ok(E::Protocol { reason }) => E::Protocol { reason: shown(reason) },
+        Ok(E::Io(error)) => E::Io(io::Error::other(shown(error.to_string()))),
+        Ok(
+            error @ (E::Missing
+            | E::Refused { .. }
+            | E::WrongRange
+            | E::Stalled { .. }
+            | E::Cut { .. }
+            | E::WrongLength { .. }),
+        ) => error,
+        // The rest is for this process to say.
+        _ => ended(broken()),
     }
 }
 
@@ -217,7 +260,7 @@ impl ReadBody for Answer {
         while self.at == self.here.len() && self.next.is_none() {
             let message = self.line.next()?;
             match message.tag {
-                BYTES => (self.here, self.at) = (message.body, 0),
+                BYTES if !message.body.is_empty() => (self.here, self.at) = (message.body, 0),
                 PART | LAST => self.next = Some(message),
                 FAILED => return Err(failure(&message.body)),
                 _ => return Err(ended(broken())),
@@ -246,8 +289,7 @@ impl ReadBody for Answer {
     }
 }
 
-/// Whatever a worker says, it is an answer to what was asked for, or an error.
-#[doc(hidden)]
+/// Whatever a worker says, it is an answer to what was asked for, or an error. For fuzzing.
 pub(crate) fn whatever_it_says(bytes: &[u8]) {
     let (&tag, body) = bytes.split_first().unwrap_or((&0, &[]));
     let message = || Message { tag, body: body.to_vec() };
@@ -255,13 +297,24 @@ pub(crate) fn whatever_it_says(bytes: &[u8]) {
         assert!(place.start == 7 && place.end.is_none_or(|end| end >= 7));
     }
     let _ = place(message(), PART, |start| start == 7);
-    let _ = failure(body);
+    match failure(body) {
+        TransportError::Server { retry_after: Some(asked), .. } => {
+            assert!(asked <= MAX_RETRY_AFTER)
+        }
+        error => assert!(varve_sys::whole_message(&error).chars().all(|char| !char.is_control())),
+    }
 }
 
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "one range is a list of ranges too")]
 mod tests {
     use super::*;
+
+    fn line(stream: UnixStream, patience: u64) -> Line {
+        stream.set_read_timeout(Some(LOOK)).unwrap();
+        let patience = Duration::from_millis(patience);
+        Line { stream, worker: Present::default(), cancel: Cancel::new(), patience }
+    }
 
     /// What is read of a body when a worker says this; all that was asked for is 10 to 20
     /// and 30 to 40.
@@ -273,8 +326,7 @@ mod tests {
             send(&worker, *tag, &[&body.0, bytes]).unwrap();
         }
         drop(worker);
-        stream.set_read_timeout(Some(LOOK)).unwrap();
-        let line = Line { stream, cancel: Cancel::new(), patience: Duration::from_millis(300) };
+        let line = line(stream, 300);
         let Place { start, end, total } =
             place(line.next()?, HEAD, |start| [0, 10].contains(&start))?;
         let reader = Answer::new(line, &[10..20, 30..40], start);
@@ -320,7 +372,18 @@ mod tests {
         assert!(gone(wrong(&[head, head])), "two heads");
         assert!(gone(wrong(&[(HEAD, &[10], b"")])), "half a head");
         assert!(gone(wrong(&[(FAILED, &[], b"{")])), "no error");
-        assert!(gone(wrong(&[(FAILED, &[], b"\"Cancelled\"")])), "nobody cancelled");
+        assert!(gone(wrong(&[head, (BYTES, &[], b"")])), "bytes that are none");
+        for own in ["\"Cancelled\"", "\"Metered\"", "{\"Budget\":{\"limit\":1}}", "\"WrongDigest\""]
+        {
+            assert!(gone(wrong(&[(FAILED, &[], own.as_bytes())])), "{own}: not for it to say");
+        }
+        let long =
+            br#"{"Server":{"status":503,"retry_after":{"secs":18446744073709551615,"nanos":0}}}"#;
+        let long = wrong(&[(FAILED, &[], long)]);
+        assert!(matches!(long, TransportError::Server { retry_after: Some(MAX_RETRY_AFTER), .. }));
+        let screen = br#"{"Protocol":{"reason":"\u001b[2Jgone"}}"#;
+        let screen = wrong(&[(FAILED, &[], screen)]).to_string();
+        assert!(screen.ends_with("[2Jgone") && !screen.contains('\u{1b}'), "{screen:?}");
         assert!(matches!(
             wrong(&[head, (LAST, &[], b"")]),
             TransportError::Cut { at: 10, expected: 20 }
@@ -348,10 +411,30 @@ mod tests {
     #[test]
     fn nobody_waits_for_a_silent_worker_for_ever() {
         let (stream, _worker) = passing::pair(ON_THE_WAY).unwrap();
-        stream.set_read_timeout(Some(LOOK)).unwrap();
-        let line = Line { stream, cancel: Cancel::new(), patience: Duration::from_millis(150) };
+        let line = line(stream, 150);
         assert!(matches!(line.next(), Err(TransportError::Stalled { .. })));
         line.cancel.cancel();
         assert!(matches!(line.next(), Err(TransportError::Cancelled)));
+    }
+
+    /// A byte now and then is no message, and does not keep a cancel from being seen.
+    #[test]
+    fn nobody_waits_for_a_worker_that_drips() {
+        use std::io::Write;
+        let (stream, mut worker) = passing::pair(ON_THE_WAY).unwrap();
+        let drips = std::thread::spawn(move || {
+            let head = [&[BYTES][..], &60_000_u64.to_le_bytes()].concat();
+            // Until nobody listens any more.
+            let mut all = head.into_iter().chain(std::iter::repeat(0));
+            while worker.write_all(&[all.next().unwrap()]).is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let line = line(stream, 300);
+        assert!(matches!(line.next(), Err(TransportError::Stalled { .. })));
+        line.cancel.cancel();
+        assert!(matches!(line.next(), Err(TransportError::Cancelled)));
+        drop(line);
+        drips.join().unwrap();
     }
 }

@@ -5,7 +5,7 @@
 //! update manager (root: trust, digests, disk)
 //!    | socket
 //!    |------> worker (nobody: no file, no network, few system calls): zstd, deltas
-//!    '------> worker (nobody: no file, few system calls): HTTP and TLS
+//!    '------> worker (nobody: no file but those of names, few system calls): HTTP and TLS
 //! ```
 //!
 //! A worker is this program, started again with [`ARGUMENT`]; it ends with the socket, and

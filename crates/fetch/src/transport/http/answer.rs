@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode};
 use super::super::TransportError;
 
 /// The longest time for which a server is left alone because it asked to be.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// Which bytes an answer brings.
 #[derive(Debug, PartialEq, Eq)]
