@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Lab, noise, now, with_context};
 use varve_agent::choose::Wish;
@@ -186,11 +186,13 @@ fn a_link_that_becomes_metered_under_way_is_left_alone() {
     let mut link = Link { lab, server, bus, rule: OnMetered::Refuse, wait: AT_ONCE };
     let says = Arc::new(AtomicU32::new(2));
     let _manager = link.bus.manager(&says);
-    link.server.link(faulty::Link { rate: 1_000_000, cut_at: None });
+    link.server.link(faulty::Link { rate: 500_000, cut_at: None });
     // Once a part has come, it is metered; then it is for a while only.
     let (half, whole) = (link.server.moved() + 300_000, link.server.moved() + 900_000);
     let becomes = |from: u64, number: u32| {
-        while link.server.moved() < from {
+        // Not for ever: an upgrade that fails has its own word.
+        let end = Instant::now() + Duration::from_secs(30);
+        while link.server.moved() < from && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(5));
         }
         says.store(number, Ordering::SeqCst);

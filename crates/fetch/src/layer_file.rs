@@ -182,6 +182,10 @@ impl Transport for Parts {
         &self.name
     }
 
+    fn is_network(&self) -> bool {
+        false
+    }
+
     fn open(
         &self,
         path: &str,

@@ -98,7 +98,7 @@ impl Recording {
 fn killed(whom: &str, victims: impl Fn(&Recording) -> Vec<u32>, connections: &Path) {
     let kept = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_varve-powercut"));
-    command.args(["--fs", "ext4", "--scenario", "primitives", "--states", "4", "--deep", "0"]);
+    command.args(["--fs", "ext4", "--scenario", "primitives", "--states", "200", "--deep", "0"]);
     command.arg("--keep").arg(kept.path()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut outside = command.spawn().unwrap();
     let end = Instant::now() + SECONDS;

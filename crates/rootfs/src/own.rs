@@ -113,7 +113,9 @@ pub fn restack(
     }
     stage::commit_deployment(store, &staging, name)?;
 
-    stage::tidy(store, name);
+    // Durably: a staging that came back with a cut would take its layer for one of a commit that
+    // was interrupted, and an own layer may be in no stack.
+    let _ = durable::discard(store.staging(), name.as_str(), store.trash());
     Ok(Deployment { record, confirmed: false, pinned: false })
 }
 

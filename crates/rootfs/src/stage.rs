@@ -375,8 +375,8 @@ pub(crate) fn commit_deployment(
     durable::commit_rename(staging, DEPLOYMENT, store.deployments_dir(), name.as_str())
 }
 
-/// After a commit: what is left of the way goes now, or with the next sweep. Nothing reads it
-/// half deleted, so no sync is owed.
+/// After a commit: what is left of the way goes now, or with the next sweep, which leaves the part
+/// that it names alone, for a record names it too. So no sync is owed.
 pub(crate) fn tidy(store: &Store, name: &DeploymentName) {
     let _ = store.staging().remove_all(name.as_str());
 }
