@@ -87,9 +87,14 @@ pub struct Outcome {
 }
 
 /// What the kernel says of a disk that fails: of the operation itself, of a file system that
-/// has gone read-only for it, and of structures that could not be read.
-const WORDS: [&str; 3] =
-    ["Input/output error", "Read-only file system", "Structure needs cleaning"];
+/// has gone read-only for it, and of structures that could not be read; ext4 finds no place in a
+/// group whose bitmap it cannot read, and so no space when none can be read.
+const WORDS: [&str; 4] = [
+    "Input/output error",
+    "Read-only file system",
+    "Structure needs cleaning",
+    "No space left on device",
+];
 
 /// Tries `count` failures of one scenario, half of reads and half of writes.
 ///

@@ -14,6 +14,7 @@ use varve_agent::device::{Device, Writer};
 use varve_agent::history::Event as Happened;
 use varve_agent::lifecycle::{self, AfterBoot};
 use varve_agent::observe::Observed;
+use varve_agent::rejected::Rejected;
 use varve_agent::{merge, selection};
 use varve_format::deployment::Stack;
 use varve_publish::Role;
@@ -289,6 +290,12 @@ impl Life {
         if turned && release != name(1) {
             findings
                 .push(format!("it was turned back to {}, and {release} is the latest", name(1)));
+        }
+        if turned {
+            let (rejected, _) = Rejected::load(store.dir()).map_err(words)?;
+            if !rejected.releases.iter().any(|rejected| rejected.name.as_str() == name(2)) {
+                findings.push(format!("that {} is not tried again is forgotten", name(2)));
+            }
         }
         if before.has("confirmed") && (selection.tries.is_some() || !latest.confirmed) {
             findings.push("it was confirmed, and is on trial".to_owned());

@@ -94,8 +94,9 @@ impl FromStr for State {
 pub const LEFT_OUT: &str = "a step is left out";
 
 /// In so many windows the lack of a sync shows: in that which it would have ended, and in the
-/// next ones, when a name is durable and the bytes behind it are not.
-const SHOWS_WITHIN: usize = 3;
+/// next ones, when a name is durable and the bytes behind it are not, up to what is promised
+/// then: each fsync of ext4 is two or three flushes.
+const SHOWS_WITHIN: usize = 32;
 
 /// Chooses about `count` different states: each flush first (a random choice of them when
 /// there are more than half of `count`), then random cuts between flushes. Where syncs were
