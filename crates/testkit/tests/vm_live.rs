@@ -1,8 +1,11 @@
-//! A real Debian that takes a change into use while it works. In a virtual machine; `cargo
-//! xtask test slow` runs these.
+//! A real Debian that takes a change into use while it works, and one whose disk is full. In
+//! a virtual machine; `cargo xtask test slow` runs these.
 
 mod vm_stories;
 
+use std::time::Duration;
+use varve_testkit::vm::guest::{Guest, HANDS_OVER, MENU, value};
+use varve_testkit::vm::lab::{BOOT, COMMAND};
 use vm_stories::*;
 
 /// Asks the server all the time, one request after the other, until there is /run/stop.
@@ -96,5 +99,65 @@ fn a_live_change_fails_no_request_and_starts_anew_what_changed() {
         let ps = guest.run("varve ps")?;
         assert!(ps.contains("python3"), "{ps}");
         Ok(())
+    })());
+}
+
+#[test]
+fn a_full_disk_boots_by_the_menu_and_is_made_free() {
+    tell((|| {
+        let mut guest = machine()?;
+        let old = guest.system.old.clone();
+        // An own layer, and an upgrade that was given up.
+        guest.run(
+            "mkdir -p /run/new/usr/share && echo x > /run/new/usr/share/mine \
+             && varve layer add /run/new --name mine",
+        )?;
+        guest.connect(STABLE)?;
+        let incoming = "du -sm /run/varve/physical/varve/incoming | cut -f1";
+        guest.machine().run("timeout -s KILL 20 varve upgrade", COMMAND)?;
+        let fetched: u64 = guest.run(incoming)?.parse().expect("MiB");
+        assert!(fetched > 2, "only {fetched} MiB were fetched");
+        guest.machine().run(
+            "fallocate -l $(($(stat -f -c %f /home) * 4 - 49152))K /home/full; \
+             cat /dev/zero > /home/rest; cat /dev/zero > /home/rest-2; sync",
+            COMMAND,
+        )?;
+        // What ext4 has left for files of root: it keeps 4096 blocks for its own books.
+        let free = |guest: &mut Guest| -> Result<u64, varve_testkit::vm::Error> {
+            let blocks = guest.run("stat -f -c %f /run/varve/physical")?;
+            Ok(blocks.parse::<u64>().expect("blocks").saturating_sub(4096) * 4)
+        };
+        assert!(free(&mut guest)? < 1024, "{} KiB are free", free(&mut guest)?);
+        // The power goes, and whoever holds the space bar wants the base alone.
+        guest.kill();
+        guest.start()?;
+        guest.hold_at_boot("spc", MENU)?;
+        let machine = guest.machine();
+        machine.console.expect("put it all back", COMMAND)?;
+        machine.monitor.press("2", Duration::from_millis(100))?;
+        machine.console.expect("without 1 layer", COMMAND)?;
+        machine.monitor.press("ret", Duration::from_millis(100))?;
+        machine.console.expect(HANDS_OVER, BOOT)?;
+        machine.login(BOOT)?;
+        expect_running(&mut guest, &old, "menu")?;
+        guest.run("test ! -e /usr/share/mine")?;
+        // With no byte free but those of the ballast, which the boot's end gave away.
+        guest.settle()?;
+        let before = free(&mut guest)?;
+        assert!(before < 1024 + 2048, "{before} KiB are free");
+        guest.run("test ! -e /run/varve/physical/varve/ballast")?;
+        let status = guest.run("varve status")?;
+        eprintln!("{status}");
+        let said = guest.run("varve layer remove mine && varve collect --unfinished")?;
+        eprintln!("{said}");
+        let after = free(&mut guest)?;
+        assert!(after > before + fetched * 512, "{before} KiB, then {after} KiB\n{said}");
+        guest.run("rm /home/full /home/rest*")?;
+        guest.reboot()?;
+        expect_running(&mut guest, &old, "trial")?;
+        let report = guest.boot_report()?;
+        assert_eq!(value(&report, "stripped"), "0", "{report}");
+        guest.run("test ! -e /usr/share/mine")?;
+        expect_confirmed(&mut guest)
     })());
 }
