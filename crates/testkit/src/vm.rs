@@ -337,6 +337,14 @@ impl Machine {
         self.console.login(limit)
     }
 
+    /// The same where the automatic login was seen on the console already.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] with the console's tail.
+    pub fn shell(&mut self, limit: Duration) -> Result<()> {
+        self.console.shell(limit)
+    }
+
     /// Runs a command as root in the guest; see [`Console::run`].
     ///
     /// # Errors

@@ -1,11 +1,13 @@
 //! The stack of layers on a real Debian: a user's own layers and an upgrade under them, the
-//! boot menu. In a virtual machine; `cargo xtask test slow` runs these.
+//! boot menu, the search for a bad layer. In a virtual machine; `cargo xtask test slow` runs
+//! these.
 
 mod vm_stories;
 
 use std::path::Path;
 use std::time::Duration;
-use varve_testkit::vm::guest::{Guest, HANDS_OVER, MENU, value};
+use varve_testkit::vm::Error;
+use varve_testkit::vm::guest::{Guest, HANDS_OVER, KERNEL_STARTS, MENU, value};
 use varve_testkit::vm::lab::{BOOT, COMMAND};
 use vm_stories::*;
 
@@ -157,4 +159,65 @@ fn the_boot_menu_takes_layers_off_one_by_one_until_it_works() {
         assert!(place("games").to_string().contains("on"), "{layers:#}");
         Ok(())
     })());
+}
+
+/// No search among eight layers takes more: four answers, and the boot that shows the finding.
+const MOST_BOOTS: usize = 6;
+
+#[test]
+fn a_search_across_boots_finds_the_bad_layer_of_eight() {
+    tell((|| {
+        let mut guest = machine()?;
+        for number in 1..=8 {
+            let bad = if number == 3 { "slow" } else { "fine" };
+            let path = format!("usr/lib/varve-test/{number}/{bad}");
+            add_layer(&mut guest, &format!("layer-{number}"), &path, "x")?;
+        }
+        guest.reboot()?;
+        expect_confirmed(&mut guest)?;
+        // Something is wrong with it, and its user can say what.
+        guest.run(
+            "printf '\\n[[health]]\\nname = \"not slow\"\\ncommand = [\"sh\", \"-c\", \
+             \"! ls /usr/lib/varve-test/*/slow\"]\\n' >> /etc/varve/varve.toml",
+        )?;
+        guest.run(&format!(
+            "printf '[Unit]\\nAfter=multi-user.target varve-confirm.service\\n[Service]\\nType=oneshot\\n\
+             ExecStart=/bin/sh -c \"varve bisect --json | grep -q searching || echo {OVER} \
+             >/dev/ttyS0\"\\n[Install]\\nWantedBy=multi-user.target\\n' \
+             > /etc/systemd/system/over.service && systemctl enable over"
+        ))?;
+        guest.machine().console.send_line("varve bisect start --reboot")?;
+        let report = searched(&mut guest)?;
+        assert_eq!(report["outcome"], "found", "{report:#}");
+        assert_eq!(report["found"], serde_json::json!(["layer-3"]), "{report:#}");
+        assert!(report["changes"].to_string().contains("/usr/lib/varve-test/3/slow"), "{report:#}");
+        // Kept, each boot leaves it out, and it alone.
+        let kept = json(&mut guest, "varve bisect keep")?;
+        assert_eq!(kept["off"], serde_json::json!(["layer-3"]), "{kept:#}");
+        let latest = value(&guest.selection()?, "latest").to_owned();
+        assert_eq!(kept["deployment"], latest.as_str(), "{kept:#}");
+        let layers = json(&mut guest, "varve layer list")?;
+        let on = |layer: &&serde_json::Value| layer["place"].to_string().contains("\"on\"");
+        let on = layers.as_array().expect("a list").iter().filter(on).count();
+        assert_eq!(on, 7, "{layers:#}");
+        Ok(())
+    })());
+}
+
+/// A unit says so on the console: nothing is typed there, as a byte at the wrong moment is a
+/// wish of somebody at the boot menu.
+const OVER: &str = "varve-test: the search is over";
+
+/// Nobody touches the machine while it searches. Gives what it found.
+fn searched(guest: &mut Guest) -> Result<serde_json::Value, Error> {
+    for boot in 0..=MOST_BOOTS {
+        let machine = guest.machine();
+        let (seen, _) = machine.console.expect_any(&[OVER, KERNEL_STARTS], BOOT)?;
+        if seen == 0 {
+            eprintln!("the search took {boot} boots");
+            machine.shell(BOOT)?;
+            return json(guest, "varve bisect");
+        }
+    }
+    panic!("the search does not end");
 }

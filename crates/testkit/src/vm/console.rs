@@ -186,8 +186,13 @@ impl Console {
     /// Waits for root's automatic login and turns the shell into one that a program can
     /// talk to: no echo, no prompt, no line editing.
     pub(super) fn login(&mut self, limit: Duration) -> Result<()> {
-        let end = Instant::now() + limit;
         self.expect("(automatic login)", limit)?;
+        self.shell(limit)
+    }
+
+    /// The second half of it, where the login was seen.
+    pub(super) fn shell(&mut self, limit: Duration) -> Result<()> {
+        let end = Instant::now() + limit;
         for attempt in 0.. {
             // The sum is not in what the terminal echoes, so the shell itself has answered.
             self.send_line(&format!(
