@@ -11,7 +11,7 @@
 //! disk served by the same process, killed threads would wait for threads that are killed:
 //! the process would never end, its mounts would stay, and every sync(2) of the machine would
 //! wait with it. This process waits for no disk of its own. It outlives the rig until the
-//! file is unmounted, [`PATIENCE`] at most; then the kernel gives an error to who still waits.
+//! file is unmounted, ten seconds at most; then the kernel gives an error to who still waits.
 //! When it is killed itself, the kernel does so at once.
 //!
 //! It leaves the rig's mount namespace, which would stay as long as it is in there; and a
