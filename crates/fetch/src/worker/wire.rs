@@ -14,6 +14,9 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 
+/// So much memory is taken for a message before it is here, at most, in bytes.
+const AHEAD: u64 = 1 << 20;
+
 /// A message.
 pub(crate) struct Message {
     pub(crate) tag: u8,
@@ -31,27 +34,27 @@ pub(crate) fn send(mut stream: &UnixStream, tag: u8, parts: &[&[u8]]) -> io::Res
 
 /// The next message, its body at most `limit` bytes; none when the other end is closed.
 pub(crate) fn receive(mut stream: impl Read, limit: u64) -> io::Result<Option<Message>> {
-    let mut tag = [0];
-    loop {
-        match stream.read(&mut tag) {
+    let mut head = [0; 9];
+    let first = loop {
+        match stream.read(&mut head) {
             Ok(0) => return Ok(None),
-            Ok(_) => break,
+            Ok(count) => break count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
-    }
-    let mut length = [0; 8];
-    stream.read_exact(&mut length)?;
+    };
+    stream.read_exact(&mut head[first..])?;
+    let [tag, length @ ..] = head;
     let length = u64::from_le_bytes(length);
     if length > limit {
         return Err(broken());
     }
-    let mut body = Vec::new();
-    // At most what comes is taken of the memory, not what is announced.
+    // Little more is taken of the memory than what comes, whatever is announced.
+    let mut body = Vec::with_capacity(length.min(AHEAD) as usize);
     if stream.take(length).read_to_end(&mut body)? as u64 != length {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(Some(Message { tag: tag[0], body }))
+    Ok(Some(Message { tag, body }))
 }
 
 /// The other end does not speak as it should.
