@@ -5,6 +5,7 @@
 //!   upgrade   varve upgrade, to promoted | ostree pull + checkout -H, same HTTP server
 //!   copy      copy by links, and a merge | cp -al
 //!   boot      the boot stage itself      | a plain mount of the same disk on the same machine
+//!   layers    1 to 200 layers at boot    | one layer; a capture; a live change
 //!   rollback  varve rollback             | its own time on a system of one file
 //!   transfer  bytes on the wire          | OSTree, casync, zchunk, zstd, rsync, same server
 //!   resume    bytes, cut and killed      | one clean run
@@ -19,6 +20,7 @@ mod boot;
 mod build;
 mod clients;
 mod copy;
+mod layers;
 mod measure;
 mod resume;
 mod rollback;
@@ -51,12 +53,13 @@ const ALL: &[(&str, Benchmark)] = &[
     ("copy", copy::run),
     ("rollback", rollback::run),
     ("boot", boot::run),
+    ("layers", layers::run),
 ];
 
 /// What to measure.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Only this one: build, upgrade, copy, rollback, boot; or one of those that run only
+    /// Only this one: build, upgrade, copy, rollback, boot, layers; or one of those that run only
     /// when they are named: transfer (about an hour), resume (about a quarter of one)
     name: Option<String>,
     /// transfer: only these pairs of releases
