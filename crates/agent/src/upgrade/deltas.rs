@@ -86,7 +86,11 @@ impl Look<'_> {
         };
         let Some(way) = method::choose(&offers, &here, self.release.digest, &means) else {
             if !offers.is_empty() {
-                let why = "none starts from what is here, or packs cost less";
+                let all = Means { memory: u64::MAX, cpu: u64::MAX, ..means };
+                let why = match method::choose(&offers, &here, self.release.digest, &all) {
+                    Some(_) => "it needs more memory to apply, or processor time, than may be used",
+                    None => "none starts from what is here, or packs cost less",
+                };
                 found.reasons.push(why.to_owned());
             }
             return Ok(found);
