@@ -1,9 +1,9 @@
 //! Why the update manager did not do what it was asked. One type over its modules' own;
 //! what a user can do about each is said by the command line.
 
-use varve_fetch::TrustError;
 use varve_fetch::contents::ContentsError;
 use varve_fetch::metadata::DocumentError;
+use varve_fetch::{FetchError, TrustError};
 use varve_format::DeploymentName;
 use varve_format::deployment::StateDir;
 use varve_rootfs::StoreError;
@@ -154,7 +154,7 @@ impl Error {
             Self::Cancelled(_)
                 | Self::Trust(TrustError::Cancelled)
                 | Self::Contents(ContentsError::Cancelled)
-                | Self::Document(DocumentError::Fetch(varve_fetch::FetchError::Cancelled))
+                | Self::Document(DocumentError::Fetch(FetchError::Cancelled))
                 | Self::Stage(StageError::Cancelled(_))
                 | Self::Merge(MergeError::Cancelled(_))
                 | Self::Verify(VerifyError::Cancelled(_))
@@ -167,39 +167,34 @@ impl Error {
     pub fn is_link(&self) -> bool {
         match self {
             Self::Trust(TrustError::CouldNotCheck { .. }) => true,
-            Self::Document(DocumentError::Fetch(error))
-            | Self::Contents(ContentsError::Fetch(error)) => !error.is_damage(),
-            _ => false,
+            _ => self.fetching().is_some_and(|error| !error.is_damage()),
         }
     }
 
     /// Whether no source has a file that the metadata names: the repository changed in
     /// between.
     pub fn is_missing_file(&self) -> bool {
-        match self {
-            Self::Document(DocumentError::Fetch(error))
-            | Self::Contents(ContentsError::Fetch(error)) => error.is_missing(),
-            _ => false,
-        }
+        self.fetching().is_some_and(FetchError::is_missing)
     }
 
     /// Whether the link became metered while something came.
     pub fn is_metered(&self) -> bool {
-        match self {
-            Self::Document(DocumentError::Fetch(error))
-            | Self::Contents(ContentsError::Fetch(error)) => error.is_metered(),
-            Self::Refused(Refusal::Metered { .. }) => true,
-            _ => false,
-        }
+        matches!(self, Self::Refused(Refusal::Metered { .. }))
+            || self.fetching().is_some_and(FetchError::is_metered)
     }
 
     /// Whether more would have been fetched than may be.
     pub fn is_budget(&self) -> bool {
+        matches!(self, Self::Refused(Refusal::Budget { .. }))
+            || self.fetching().is_some_and(FetchError::is_budget)
+    }
+
+    /// What came of fetching, where that is what failed.
+    fn fetching(&self) -> Option<&FetchError> {
         match self {
             Self::Document(DocumentError::Fetch(error))
-            | Self::Contents(ContentsError::Fetch(error)) => error.is_budget(),
-            Self::Refused(Refusal::Budget { .. }) => true,
-            _ => false,
+            | Self::Contents(ContentsError::Fetch(error)) => Some(error),
+            _ => None,
         }
     }
 

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! The queue of slots is bounded, so memory is (QUEUE + threads) frames, decoded and
-//! stored, and one decoded for each class of contents. What a frame holds and how it is compressed depends on the contents alone,
-//! never on timing: the same contents in the same order give the same pack.
+//! stored, and one decoded for each class of contents. What a frame holds and how it is
+//! compressed depends on the contents alone, never on timing: the same contents in the same
+//! order give the same pack.
 //!
 //! A large content is compressed before its digest is known. If an earlier pack turns
 //! out to hold it, the writer cuts the file back to where the content began.
