@@ -5,6 +5,7 @@
 //! copy may come from, since an upgrade replaces what it finds damaged in its base.
 
 use serde::Serialize;
+use varve_fetch::Trust;
 use varve_format::DeploymentName;
 use varve_rootfs::content;
 use varve_rootfs::verify::{self, Contents};
@@ -81,9 +82,17 @@ pub fn fsck(
     if only.is_none() {
         let strange = device.store.layers()?.strange;
         found.records.extend(strange.into_iter().map(|s| format!("{}: {}", s.path, s.why)));
+        found.records.extend(trust_problem(device)?);
         check_incoming(device, &mut found, context)?;
     }
     Ok(found)
+}
+
+/// What is wrong with the saved trust: an upgrade would be refused, and only who made the
+/// device can say again what it is to trust.
+pub(crate) fn trust_problem(device: &Device) -> Result<Option<String>> {
+    let dir = device.store.dir().open_dir_opt("trust")?;
+    Ok(dir.and_then(|dir| Trust::open(&dir).damage()))
 }
 
 fn check(

@@ -6,6 +6,7 @@
 //!              is good and holds anew what is not; compared with the manifest; then the
 //!              deployment's record names it
 //! incoming/    what is not what its name says is deleted
+//! records      put back from their copies
 //! selection    written anew, as the boot stage reads the disk without it
 //! ```
 //!
@@ -28,7 +29,7 @@ use varve_rootfs::{Deployment, SourceCheck, StoreError};
 use crate::announce::{self, Sign};
 use crate::device::{Device, Writer};
 use crate::error::{Error, Result};
-use crate::history::{Event, Record};
+use crate::history::{self, Event, Record};
 use crate::lifecycle;
 use crate::observe::Observed;
 use crate::upgrade::{self, Context};
@@ -39,6 +40,9 @@ use crate::upgrade::{self, Context};
 pub struct Repaired {
     /// The deployments that were not whole, oldest first.
     pub deployments: Vec<Mended>,
+    /// Records of deployments and layers that were put back from their copies, by their
+    /// paths below `/varve`.
+    pub records: Vec<String>,
     /// Names in incoming/ that were deleted: the next upgrade fetches them again.
     pub dropped: Vec<String>,
     /// Whether the selection was written anew.
@@ -80,13 +84,22 @@ pub fn repair(
     context: &Context<'_>,
 ) -> Result<Repaired> {
     varve_rootfs::stage::sweep(&device.store)?;
+    let records = varve_rootfs::records::restore(&device.store)?;
+    for record in &records {
+        let line = Record::new(context.now, Event::Repair).with("record", record);
+        history::append(device.store.dir(), &line)?;
+    }
     let observed = Observed::look(device)?;
     if let Some(only) = only
         && observed.deployment(only).is_none()
     {
         return Err(Error::NoDeployment { name: only.clone() });
     }
-    let mut repaired = Repaired { left: observed.strange.clone(), ..Repaired::default() };
+    let mut left = observed.strange.clone();
+    let layers = device.store.layers()?.strange;
+    left.extend(layers.into_iter().map(|item| format!("{}: {}", item.path, item.why)));
+    left.extend(crate::fsck::trust_problem(device)?);
+    let mut repaired = Repaired { records, left, ..Repaired::default() };
     if only.is_none() {
         repaired.dropped = upgrade::drop_damaged(&device.store, context)?;
         if observed.selection.is_err() {

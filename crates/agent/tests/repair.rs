@@ -167,10 +167,28 @@ fn records_the_selection_and_what_waits() {
     let name = varve_format::verity::content_digest(b"right").to_hex();
     fs::write(varve.join("incoming").join(&name), "wrong").unwrap();
     assert_eq!(mend(&lab).dropped, [name]);
-    // A record says what nothing else knows: it is told, and the rest is mended.
+    // A record is put back from its copy.
     let record = varve.join("deployments/r1/deployment.toml");
     let text = fs::read_to_string(&record).unwrap();
-    fs::write(&record, text.replacen("format", "fnrmat", 1)).unwrap();
+    let bad = text.replacen("format", "fnrmat", 1);
+    for harm in [Some(bad.as_str()), Some(""), None] {
+        match harm {
+            Some(text) => fs::write(&record, text).unwrap(),
+            None => fs::remove_file(&record).unwrap(),
+        }
+        assert_eq!(mend(&lab).records, ["deployments/r1/deployment.toml"]);
+        assert_eq!(fs::read_to_string(&record).unwrap(), text);
+    }
+    // A copy that a cut left behind is written again by what changes the device next, and is
+    // no news; one that names what is not here any more is not believed.
+    let copy = varve.join("deployments/r1/deployment.toml.copy");
+    fs::write(&copy, "torn").unwrap();
+    assert!(check(&lab).is_clean());
+    mend(&lab);
+    assert_eq!(fs::read_to_string(&copy).unwrap(), text);
+    // Without a copy it is told, and the rest is mended.
+    fs::write(&record, bad).unwrap();
+    fs::remove_file(&copy).unwrap();
     rot(&place(&lab, "overlay", "r2", "usr/bin/new"));
     let repaired = mend_from(&lab, None);
     assert_eq!((repaired.left.len(), repaired.deployments.len()), (1, 1), "{repaired:?}");

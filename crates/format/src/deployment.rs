@@ -5,6 +5,8 @@
 //! deployments/<name>/deployment.toml   what to mount and how; never changed in place
 //! layers/<name>/layer.toml             what a layer is and on what it was made
 //! ```
+//!
+//! Each ends with the digest of all lines before, in a comment.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +14,7 @@ use crate::id::{DeploymentName, LayerName, ReleaseDigest, ReleaseName};
 use crate::layer_file::LayerKey;
 use crate::path::TreePath;
 use crate::release::Kernel;
+use crate::sealed;
 
 /// The only format that this version writes and reads.
 pub const FORMAT: u32 = 1;
@@ -257,6 +260,9 @@ pub enum RecordError {
     /// Not UTF-8.
     #[error("the record is not UTF-8 text")]
     Text,
+    /// The digest in its last line does not fit.
+    #[error("its checksum does not fit its text; if a person changed it, its last line goes")]
+    Checksum,
     /// Not TOML of this shape.
     #[error("the record is not of the expected form")]
     Toml(#[from] toml::de::Error),
@@ -351,7 +357,7 @@ impl DeploymentRecord {
 
     /// The record's text.
     pub fn to_text(&self) -> String {
-        toml::to_string(self).expect("plain data")
+        sealed::with_comment(toml::to_string(self).expect("plain data"))
     }
 }
 
@@ -367,12 +373,13 @@ impl LayerRecord {
 
     /// The record's text.
     pub fn to_text(&self) -> String {
-        toml::to_string(self).expect("plain data")
+        sealed::with_comment(toml::to_string(self).expect("plain data"))
     }
 }
 
 fn text(bytes: &[u8]) -> Result<&str, RecordError> {
-    std::str::from_utf8(bytes).map_err(|_| RecordError::Text)
+    let text = std::str::from_utf8(bytes).map_err(|_| RecordError::Text)?;
+    sealed::comment_fits(text).then_some(text).ok_or(RecordError::Checksum)
 }
 
 #[cfg(test)]
@@ -412,11 +419,47 @@ mod tests {
         let tree =
             DeploymentRecord { stack: Stack::HardLink { tree: "t".parse().unwrap() }, ..record };
         assert_eq!(DeploymentRecord::parse(tree.to_text().as_bytes()).unwrap(), tree);
-        let later = tree.to_text().replace("format = 1", "format = 2");
+        // As an earlier version wrote it, or a person: without a checksum.
+        let (plain, _) = tree.to_text().split_once("# checksum").map(own).unwrap();
+        assert_eq!(DeploymentRecord::parse(plain.as_bytes()).unwrap(), tree);
+        let later = plain.replace("format = 1", "format = 2");
         assert!(matches!(
             DeploymentRecord::parse(later.as_bytes()),
             Err(RecordError::Format { found: 2 })
         ));
+    }
+
+    fn own((a, b): (&str, &str)) -> (String, String) {
+        (a.to_owned(), b.to_owned())
+    }
+
+    /// Whatever one bit of a record turns into, it means the same or is refused.
+    #[test]
+    fn a_bit_that_flips_is_seen() {
+        let record = LayerRecord {
+            format: FORMAT,
+            name: "games".parse().unwrap(),
+            created: 1_760_000_000,
+            kind: LayerKind::Local,
+            release: None,
+            title: "for the # long \n evenings".to_owned(),
+            made_by: "run apt install games".to_owned(),
+            captured_from: Some("debian-13.2".parse().unwrap()),
+            signed_by: None,
+            size: Some(4096),
+        };
+        let text = record.to_text();
+        let mut refused = 0;
+        for at in 0..text.len() * 8 {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at / 8] ^= 1 << (at % 8);
+            match LayerRecord::parse(&bytes) {
+                Ok(read) => assert_eq!(read, record, "bit {at}"),
+                Err(_) => refused += 1,
+            }
+        }
+        // What is left is the comment's own sign.
+        assert!(refused > text.len() * 8 - 200, "{refused} of {}", text.len() * 8);
     }
 
     #[test]

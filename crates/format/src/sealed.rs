@@ -69,3 +69,19 @@ pub(crate) fn write<T: Serialize>(about: &str, format: u32, value: &T) -> String
 fn checksum_line(body: &str) -> String {
     format!("checksum = \"{}\"\n", Sha256Digest::of(body.as_bytes()))
 }
+
+/// A record's text with its digest behind it, in a comment: a reader that does not know of
+/// it reads the record all the same.
+pub(crate) fn with_comment(body: String) -> String {
+    let line = checksum_line(&body);
+    body + "# " + &line
+}
+
+/// Whether the digest in the comment of the last line fits. A text without one is taken: it
+/// is of an earlier version, or a person wrote it and took the line out.
+pub(crate) fn comment_fits(text: &str) -> bool {
+    match text.rfind("\n# checksum = ") {
+        Some(at) => text[at + 3..] == checksum_line(&text[..=at]),
+        None => true,
+    }
+}

@@ -10,6 +10,7 @@
 //!   given           a layer as a manifest: exported and imported
 //!   collect         what no record and no mount names -> gone
 //!   state           what outlives releases
+//!   records         the records' copies, and what a repair puts back from them
 //! ```
 
 #![forbid(unsafe_code)]
@@ -28,6 +29,7 @@ pub mod mount;
 pub mod own;
 mod pool;
 pub mod reconcile;
+pub mod records;
 mod report;
 pub mod resolve;
 mod sources;

@@ -27,6 +27,7 @@ use varve_sys::task::{Cancel, Cancelled, Progress};
 use varve_sys::{Dir, SysError, durable, faults};
 
 use crate::layout::{Source, StagePlan};
+use crate::records;
 use crate::state::{self, StateError};
 use crate::store::{Deployment, LAYER_RECORD, LAYER_TREE, Store, StoreError, Strange};
 use crate::tree::Build;
@@ -425,7 +426,7 @@ impl Part {
 
 /// Writes `layer.toml` into a layer that is being prepared.
 pub(crate) fn write_layer_record(layer: &Dir, record: &LayerRecord) -> Result<()> {
-    Ok(layer.create_file(LAYER_RECORD, 0o644)?.write_all(record.to_text().as_bytes())?)
+    Ok(records::write(layer, LAYER_RECORD, &record.to_text())?)
 }
 
 /// What a sweep removed, and what it left alone.
@@ -438,7 +439,8 @@ pub struct Swept {
 }
 
 /// Removes what interrupted work left: stagings, the parts that they had already moved
-/// into place, half-made state, the trash. Contents in incoming/ stay. The caller holds
+/// into place, half-made state, the trash; and writes the copies of records that a cut left
+/// behind. Contents in incoming/ stay. The caller holds
 /// the update manager's lock. Works on a full disk.
 pub fn sweep(store: &Store) -> Result<Swept> {
     let mut swept = Swept::default();
@@ -474,6 +476,7 @@ pub fn sweep(store: &Store) -> Result<Swept> {
         store.trash().remove_all(&entry.name)?;
         swept.removed.push(format!("trash/{}", entry.name.to_string_lossy()));
     }
+    records::align(store)?;
     Ok(swept)
 }
 

@@ -4,7 +4,7 @@
 //! <physical root>/varve/          mode 0700: old setuid programs lie below it
 //!   boot/selection                written by varve-boot
 //!   deployments/<name>/           deployment.toml, manifest [, confirmed, pinned, proven]
-//!   layers/<name>/                layer.toml, tree/
+//!   layers/<name>/                layer.toml, tree/ (records have a copy each: `records`)
 //!   trees/<name>/                 the tree itself
 //!   incoming/<digest>             written by varve-fetch
 //!   staging/<name>/               see `stage`
@@ -25,9 +25,11 @@ use varve_format::proven::{self, Proven};
 use varve_format::{ContentDigest, DeploymentName, LayerName};
 use varve_sys::{Dir, FileType, SysError, durable, whole_message};
 
+use crate::records;
+
 /// The longest record that is read, in bytes.
-const MAX_RECORD: u64 = 1 << 20;
-const RECORD: &str = "deployment.toml";
+pub(crate) const MAX_RECORD: u64 = 1 << 20;
+pub(crate) const RECORD: &str = "deployment.toml";
 pub(crate) const MANIFEST: &str = "manifest";
 const CONFIRMED: &str = "confirmed";
 const PINNED: &str = "pinned";
@@ -404,7 +406,7 @@ impl Store {
     /// Replaces a deployment's record whole and durably: the commit point of a merge.
     pub(crate) fn replace_record(&self, record: &DeploymentRecord) -> Result<()> {
         let dir = self.deployment_dir(&record.name)?;
-        Ok(durable::replace_file(&dir, RECORD, record.to_text().as_bytes(), 0o644)?)
+        Ok(records::replace(&dir, RECORD, &record.to_text())?)
     }
 
     /// Replaces a deployment's manifest, which the disk has damaged, by the text that its
@@ -431,14 +433,14 @@ impl Store {
 
     /// Writes a record alone into a directory that is being prepared.
     pub(crate) fn write_record(dir: &Dir, record: &DeploymentRecord) -> Result<()> {
-        Ok(dir.create_file(RECORD, 0o644)?.write_all(record.to_text().as_bytes())?)
+        Ok(records::write(dir, RECORD, &record.to_text())?)
     }
 
     /// Gives a layer another title, durably: the old record stands or the new, whole.
     pub fn set_layer_title(&self, name: &LayerName, title: &str) -> Result<()> {
         let record = LayerRecord { title: title.to_owned(), ..self.layer(name)? };
         let dir = self.layers.open_dir(name)?;
-        Ok(durable::replace_file(&dir, LAYER_RECORD, record.to_text().as_bytes(), 0o644)?)
+        Ok(records::replace(&dir, LAYER_RECORD, &record.to_text())?)
     }
 
     /// The number that the next deployment gets: above all that are here.

@@ -22,7 +22,8 @@ mod error;
 mod state;
 
 use jiff::Timestamp;
-use tough::schema::{Root, Signed, Targets, Timestamp as TimestampRole};
+use serde::de::DeserializeOwned;
+use tough::schema::{Role, Root, Signed, Snapshot, Targets, Timestamp as TimestampRole};
 use varve_sys::Dir;
 use varve_sys::task::Cancel;
 
@@ -138,6 +139,48 @@ impl<'a> Trust<'a> {
         let targets: Signed<Targets> =
             serde_json::from_str(text).map_err(|error| damaged(error.to_string()))?;
         releases(&targets.signed).map(Some)
+    }
+
+    /// What the disk has done to the saved trust, if anything: each document was verified
+    /// before it was saved, so one that does not verify any more was changed since.
+    pub fn damage(&self) -> Option<String> {
+        self.verify_saved().err().map(|error| varve_sys::whole_message(&error))
+    }
+
+    fn verify_saved(&self) -> Result<(), TrustError> {
+        fn read<T: Role + DeserializeOwned>(
+            root: Option<&Root>,
+            text: &str,
+        ) -> Result<Signed<T>, TrustError> {
+            let role: Signed<T> =
+                serde_json::from_str(text).map_err(|error| damaged(error.to_string()))?;
+            let signed = root.map_or(Ok(()), |root| root.verify_role(&role));
+            signed.map_err(|error| damaged(format!("its {} metadata: {error}", T::TYPE)))?;
+            Ok(role)
+        }
+        let state = self.load()?;
+        let root: Signed<Root> = read(None, &state.root)?;
+        root.signed
+            .verify_role(&root)
+            .map_err(|error| damaged(format!("its root metadata: {error}")))?;
+        let root = &root.signed;
+        let mut ends = Vec::new();
+        if let Some(text) = &state.timestamp {
+            ends.push(read::<TimestampRole>(Some(root), text)?.signed.expires);
+        }
+        if let Some(text) = &state.snapshot {
+            ends.push(read::<Snapshot>(Some(root), text)?.signed.expires);
+        }
+        if let Some(text) = &state.targets {
+            ends.push(read::<Targets>(Some(root), text)?.signed.expires);
+        }
+        // A check that succeeds is one of before the first expiry.
+        match ends.into_iter().min() {
+            Some(end) if state.newest_time >= end => {
+                Err(damaged(format!("its newest time {} is none of a check", state.newest_time)))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The version of the newest root that this device trusts.

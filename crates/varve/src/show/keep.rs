@@ -117,6 +117,9 @@ fn mended(repaired: &Repaired) -> String {
         }
         text.push_str(&format!("{}: {}.\n", mended.deployment, parts.join(", ")));
     }
+    for record in &repaired.records {
+        text.push_str(&format!("{record} was put back from its copy.\n"));
+    }
     if repaired.selection {
         text.push_str("The selection was written anew.\n");
     }

@@ -75,6 +75,7 @@ fn checking() {
     };
     let repaired = Repaired {
         deployments: vec![mended, other],
+        records: vec!["deployments/debian-13.2/deployment.toml".to_owned()],
         dropped: vec!["00".to_owned()],
         selection: true,
         fetched: 345_000,
