@@ -23,6 +23,11 @@ struct SmallDisk {
 
 impl SmallDisk {
     fn new(megabytes: u64) -> Option<Self> {
+        Self::with(megabytes, &[])
+    }
+
+    /// With these options of mkfs.ext4.
+    fn with(megabytes: u64, options: &[&str]) -> Option<Self> {
         let lab = Lab::new().with("reserve = \"1 MiB\"");
         let image = lab.folder.path().join("image");
         fs::File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
@@ -31,7 +36,7 @@ impl SmallDisk {
             output.is_ok_and(|output| output.status.success())
         };
         let (image, disk) = (image.display().to_string(), lab.disk().display().to_string());
-        let made = run("mkfs.ext4", &["-q", "-F", "-m", "0", &image])
+        let made = run("mkfs.ext4", &[&["-q", "-F", "-m", "0"], options, &[&image]].concat())
             && run("mount", &["-o", "loop", &image, &disk]);
         if !made {
             eprintln!("=== NOT RUN: this test makes and mounts an ext4: it needs root ===");
@@ -54,6 +59,21 @@ impl SmallDisk {
         }
         let _ = file.sync_all();
         assert_eq!(self.free(), 0);
+    }
+
+    /// Makes files until there is no inode left.
+    fn fill_inodes(&self) {
+        let folder = self.lab.disk().join("fillers");
+        let _ = fs::create_dir(&folder);
+        let mut new = fs::File::options();
+        new.write(true).create(true);
+        let made = |n: &u32| new.open(folder.join(format!("{n}"))).is_ok();
+        assert!((0..).take_while(made).count() < 10_000);
+        assert_eq!(self.free_inodes(), 0);
+    }
+
+    fn free_inodes(&self) -> u64 {
+        rustix::fs::statvfs(self.lab.disk()).unwrap().f_favail
     }
 
     /// Writes until so many bytes are free, more or less.
@@ -187,6 +207,89 @@ fn with_no_byte_free_layers_are_removed_and_what_nothing_needs_is_collected() {
     assert!(disk.free() > 2_000_000, "{} are free", disk.free());
     disk.empty();
     lab.check_all();
+}
+
+/// Blocks there are plenty, and no inode for the smallest new file.
+#[test]
+fn with_no_inode_free_what_nothing_needs_is_collected() {
+    let Some(disk) = SmallDisk::with(40, &["-N", "1500"]) else { return };
+    let lab = &disk.lab;
+    lab.publish("r1");
+    lab.init();
+    let games = lab.folder.path().join("many/opt/games");
+    fs::create_dir_all(&games).unwrap();
+    for n in 0..300 {
+        fs::write(games.join(format!("{n}")), "level").unwrap();
+    }
+    let add = |name: &str, source: PathBuf| {
+        let device = Device::open(disk.places()).unwrap();
+        let writer = device.lock("layer", now()).unwrap();
+        let name = name.parse().unwrap();
+        with_context(&Cancel::new(), |context| {
+            layer::add(&device, &writer, Some(&name), &[source], "", false, context)
+        })
+    };
+    let pin = |name: &str, pinned| {
+        let device = lab.device();
+        let writer = device.lock("pin", now()).unwrap();
+        with_context(&Cancel::new(), |context| {
+            lifecycle::pin(&device, &writer, &name.parse().unwrap(), pinned, context).unwrap()
+        })
+    };
+    // Deployments that a pin alone kept, with a layer that its user removed; and a way back.
+    add("games", lab.folder.path().join("many")).unwrap();
+    let with_games = accept(lab);
+    pin(&with_games, true);
+    disk.change(&Change::Remove("games".into())).unwrap();
+    accept(lab);
+    disk.add("mine", b"small").unwrap();
+    accept(lab);
+    disk.add("more", b"small").unwrap();
+    let latest = accept(lab);
+    pin(&with_games, false);
+    disk.fill_inodes();
+
+    // More paths than inodes: refused, and nothing is left of it.
+    let refused = add("again", lab.folder.path().join("many")).unwrap_err();
+    let said = matches!(refused, Error::Layer(LayerError::Inodes { .. }));
+    assert!(refused.is_no_space() || said, "{refused}");
+    assert!(!lab.disk().join("varve/layers/again").exists());
+
+    // Looking works, what runs boots, and deleting needs no inode.
+    disk.fill_inodes();
+    let device = Device::open(disk.places()).unwrap();
+    let status = observe::status_with_costs(&device).unwrap();
+    assert_eq!(status.space.free_inodes, Some(0));
+    assert_eq!((status.collectable.deployments, status.collectable.parts), (1, 1));
+    assert_eq!(lab.boot(false), latest);
+    let ballast = lab.disk().join("varve").join(ballast::FILE);
+    let writer = lab.device().lock("collect", now()).unwrap();
+    let plan = collect::plan(&device, true).unwrap();
+    with_context(&Cancel::new(), |context| {
+        collect::execute(&device, &writer, &plan, context).unwrap()
+    });
+    drop(writer);
+    assert!(disk.free_inodes() >= 300, "{}", disk.free_inodes());
+
+    // A layer is taken off, and the way back taken, by the inodes of the ballast.
+    for made_anew in ["for the layer", "for the way back"] {
+        drop(device.lock("collect", now()).unwrap());
+        assert!(ballast.exists(), "{made_anew}");
+        disk.fill_inodes();
+        if made_anew == "for the layer" {
+            disk.change(&Change::Off("mine".into())).unwrap();
+            assert!(!ballast.exists(), "given away");
+            assert_ne!(accept(lab), latest);
+            fs::remove_dir_all(lab.disk().join("fillers")).unwrap();
+        }
+    }
+    let before = lab.selection().previous.unwrap();
+    let writer = device.lock("rollback", now()).unwrap();
+    with_context(&Cancel::new(), |context| {
+        lifecycle::roll_back(&device, &writer, "rolled back by the user", context).unwrap()
+    });
+    assert!(!ballast.exists(), "given away");
+    assert_eq!(lab.boot(false), before.as_str());
 }
 
 /// What the system before holds alone is freed when its user gives up the way back.
