@@ -306,6 +306,69 @@ fn captured_changes_come_from_the_layer_and_the_top_is_empty() {
     assert_eq!(shows(&lab, "usr/bin/tool"), None);
 }
 
+/// Bytes that decode to an entry of this kind and so many zeros.
+fn bomb(kind: tar::EntryType, zeros: u64) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.as_mut_bytes()[..5].copy_from_slice(b"usr/x");
+    header.set_entry_type(kind);
+    header.set_size(zeros);
+    header.set_mode(0o755);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_cksum();
+    let stream = std::io::Read::take(std::io::repeat(0), zeros + 1024);
+    let stream = std::io::Read::chain(&header.as_bytes()[..], stream);
+    zstd::encode_all(stream, 1).unwrap()
+}
+
+/// What a parser keeps in memory whole is bounded, whatever a package says of its length;
+/// and what is said of one does nothing to a terminal.
+#[test]
+fn a_package_whose_heads_have_no_end_is_refused() {
+    use tar::EntryType::{Directory, GNULongLink, GNULongName, XGlobalHeader, XHeader};
+    let lab = device();
+    let control =
+        tar_of(&[("./control", &b"Package: x\nVersion: 1\x1b[2J\nArchitecture: all\n"[..])]);
+    let deb = |data: Vec<u8>| {
+        ar(&[
+            ("debian-binary", b"2.0\n".to_vec()),
+            ("control.tar", control.clone()),
+            ("data.tar.zst", data),
+        ])
+    };
+    for kind in [GNULongName, GNULongLink, XHeader, XGlobalHeader, Directory] {
+        for (name, bytes) in
+            [("bomb.deb", deb(bomb(kind, 300 << 20))), ("bomb.tar.zst", bomb(kind, 300 << 20))]
+        {
+            assert!(bytes.len() < 200_000);
+            let path = lab.folder.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            let error = add(&lab, "bomb", &[path]).unwrap_err();
+            let error = varve_sys::whole_message(&error);
+            assert!(error.contains("has no end"), "{kind:?}, {name}: {error}");
+        }
+    }
+    assert!(!lab.disk().join("varve/layers/bomb").exists());
+    assert_eq!(fs::read_dir(lab.disk().join("varve/staging")).unwrap().count(), 0);
+    // Heads of an honest length are none: a long name, and attributes of 64 KiB.
+    let mut builder = tar::Builder::new(Vec::new());
+    let long = format!("usr/share/{}/{}", "d".repeat(200), "f".repeat(200));
+    builder.append_pax_extensions([("SCHILY.xattr.user.note", &vec![b'n'; 3000][..])]).unwrap();
+    let mut header = tar::Header::new_gnu();
+    header.set_size(5);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    builder.append_data(&mut header, &long, &b"whole"[..]).unwrap();
+    let path = lab.folder.path().join("good.deb");
+    fs::write(&path, deb(builder.into_inner().unwrap())).unwrap();
+    let added = add(&lab, "good", &[path]).unwrap();
+    assert_eq!(added.packages[0].version, "1\u{1b}[2J", "shown by varve_term::out::harmless");
+    assert_eq!(shows(&lab, &long).as_deref(), Some(&b"whole"[..]));
+}
+
 /// An ar(1) archive of these members.
 fn ar(members: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let mut bytes = b"!<arch>\n".to_vec();
@@ -419,6 +482,7 @@ fn hostile_archives_are_refused() {
         ("device", raw(b"dev/x", Char, b"")),
         ("links out", raw(b"x", Link, b"../../etc/shadow")),
         ("links to nothing", raw(b"x", Link, b"usr/bin/tool")),
+        ("a socket, or what no tar has", raw(b"x", tar::EntryType::new(b'Z'), b"")),
     ] {
         let path = lab.folder.path().join("hostile.tar");
         fs::write(&path, bytes).unwrap();
@@ -426,6 +490,17 @@ fn hostile_archives_are_refused() {
         assert!(answer.is_err(), "{what}: {answer:?}");
     }
     assert_eq!(lab.selection().latest.as_str(), "r1");
+    // A link in the archive, and a file below it: no write goes through the link.
+    let out = lab.folder.path().join("out");
+    fs::create_dir(&out).unwrap();
+    let mut bytes = raw(b"opt/way", Symlink, out.as_os_str().as_encoded_bytes());
+    bytes.truncate(bytes.len() - 1024);
+    bytes.extend(tar_of(&[("opt/way/file", b"written")]));
+    let path = lab.folder.path().join("through.tar");
+    fs::write(&path, bytes).unwrap();
+    add(&lab, "through", &[path]).unwrap();
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 0, "nothing was written through the link");
+    assert_eq!(shows(&lab, "opt/way/file").as_deref(), Some(&b"written"[..]));
 }
 
 fn run(lab: &Lab, name: &str, command: &[&str]) -> Result<Changed, Error> {

@@ -224,7 +224,9 @@ fn layer(error: &LayerError) -> (Exit, Option<String>) {
             "what lies in state paths such as /etc follows the system by itself"
         }
         LayerError::Device { .. } => "if you mean it, allow it in [policy] of the configuration",
-        LayerError::Room { .. } => "`varve collect` frees what nothing needs",
+        LayerError::Room { .. } | LayerError::Inodes { .. } => {
+            "`varve collect` frees what nothing needs"
+        }
         LayerError::Command { .. } | LayerError::NoChange { .. } => "nothing was changed",
         LayerError::Title { .. } => return (Exit::Usage, None),
         LayerError::File(OpenError::Unknown { key, .. }) => {

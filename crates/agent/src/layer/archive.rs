@@ -1,11 +1,13 @@
 //! Directories and tars as sources of a layer. Nothing of a tar is believed: names are
 //! checked, links inside it are never followed, what it asks for is bounded by the room.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::rc::Rc;
 
 use varve_format::TreePath;
 use varve_format::tree::{Metadata, Time};
@@ -15,6 +17,15 @@ use varve_sys::{Dir, FileType, NewFile, Stat, SysError, space};
 use super::LayerError;
 use crate::config::Allowed;
 use crate::device::Device;
+
+/// The longest that an entry's head may be, in bytes: its names, its attributes (the kernel
+/// takes 64 KiB of one), the map of a sparse file, and what stands between two entries.
+const MAX_HEAD: u64 = 1 << 20;
+/// What a path takes of the room at least, in bytes: its inode and its name. So an archive of
+/// empty entries without end ends.
+const ENTRY: u64 = 1024;
+/// Inodes that a layer leaves free, for the records of the change.
+const INODES_LEFT: u64 = 64;
 
 /// What every source is held to.
 #[derive(Clone, Copy, Debug)]
@@ -43,13 +54,24 @@ impl Rules<'_> {
 pub(super) struct Budget {
     free: u64,
     left: u64,
+    free_inodes: u64,
+    left_inodes: u64,
 }
 
 impl Budget {
     /// What the device's disk has beyond the reserve.
     pub(super) fn of(device: &Device) -> Result<Self, LayerError> {
-        let free = space::space(device.store.dir())?.free.saturating_sub(device.config.reserve.0);
-        Ok(Self { free, left: free })
+        let space = space::space(device.store.dir())?;
+        let free = space.free.saturating_sub(device.config.reserve.0);
+        let free_inodes = space.free_inodes.saturating_sub(INODES_LEFT);
+        Ok(Self { free, left: free, free_inodes, left_inodes: free_inodes })
+    }
+
+    /// One more path, whatever it is.
+    fn entry(&mut self) -> Result<(), LayerError> {
+        self.left_inodes =
+            self.left_inodes.checked_sub(1).ok_or(LayerError::Inodes { free: self.free_inodes })?;
+        self.take(ENTRY)
     }
 
     pub(super) fn take(&mut self, bytes: u64) -> Result<(), LayerError> {
@@ -78,6 +100,7 @@ fn below(
     links: &mut HashMap<(u64, u64), TreePath>,
 ) -> Result<(), LayerError> {
     for entry in dir.names()? {
+        budget.entry()?;
         let name = &entry.name;
         let path = at.join(name.as_bytes()).map_err(|error| rules.bad(error.to_string()))?;
         let stat = dir.stat(name)?;
@@ -121,6 +144,26 @@ fn metadata(stat: &Stat, xattrs: varve_sys::Xattrs) -> Metadata {
     }
 }
 
+/// A stream of which no more is read than was granted: whoever parses it keeps a head in
+/// memory whole, however long it says to be.
+struct Granted<R> {
+    stream: R,
+    left: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Granted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let left = self.left.get();
+        if left == 0 {
+            return Err(std::io::Error::other("a head in it has no end"));
+        }
+        let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let count = self.stream.read(&mut buffer[..most])?;
+        self.left.set(left - count as u64);
+        Ok(count)
+    }
+}
+
 /// Everything in a tar; gives its paths in order, as it names them.
 pub(super) fn tar(
     stream: impl Read,
@@ -129,10 +172,13 @@ pub(super) fn tar(
     rules: &Rules<'_>,
 ) -> Result<Vec<TreePath>, LayerError> {
     let broken = |error: std::io::Error| rules.bad(format!("its tar is damaged: {error}"));
-    let mut archive = tar::Archive::new(stream);
+    let granted = Rc::new(Cell::new(MAX_HEAD));
+    let mut archive = tar::Archive::new(Granted { stream, left: granted.clone() });
     let mut paths = Vec::new();
     for entry in archive.entries().map_err(broken)? {
+        budget.entry()?;
         let mut entry = entry.map_err(broken)?;
+        granted.set(MAX_HEAD);
         let path = tree_path(&entry.path_bytes()).map_err(|why| rules.bad(why))?;
         let mut meta = Metadata::default();
         let mut whole = None;
@@ -167,7 +213,10 @@ pub(super) fn tar(
             Directory => composer.directory(&path, &meta),
             Regular | Continuous | GNUSparse => {
                 budget.take(entry.size())?;
-                composer.file(&path, &meta, |file| fill(file, &mut entry))
+                granted.set(entry.size().saturating_add(MAX_HEAD));
+                let done = composer.file(&path, &meta, |file| fill(file, &mut entry));
+                granted.set(MAX_HEAD);
+                done
             }
             Link => {
                 let target = tree_path(&target()?).map_err(|why| rules.bad(why))?;

@@ -101,6 +101,12 @@ pub enum LayerError {
         /// Bytes that may be used, without the reserve.
         free: u64,
     },
+    /// More paths than there are inodes for.
+    #[error("there are too few inodes for it: {free} may be used")]
+    Inodes {
+        /// Inodes that may be used.
+        free: u64,
+    },
     /// The command did not end well: nothing is kept.
     #[error("{command} ended with {status}; nothing of it is kept")]
     Command {
