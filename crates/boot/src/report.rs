@@ -100,6 +100,48 @@ pub enum ReportError {
     },
 }
 
+/// The longest sentence of a report, in characters: more is an error that quotes a file.
+const LONGEST: usize = 500;
+/// The most sentences of one kind.
+const MOST: usize = 60;
+/// The longest record that every kernel takes at `/dev/kmsg`, less its head, in bytes.
+const RECORD: usize = 900;
+
+/// A sentence as a console and the report may have it: one line, of bounded length, nothing
+/// in it that acts on a terminal. A name or a line of a file on a damaged disk may be quoted.
+pub fn sentence(text: &str) -> String {
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let mut line: String = text.trim_end().chars().map(plain).take(LONGEST + 1).collect();
+    if let Some((at, _)) = line.char_indices().nth(LONGEST) {
+        line.truncate(at);
+        line.push_str(" ...");
+    }
+    line
+}
+
+/// The same of several, and not more than a person reads.
+pub fn sentences(texts: &[String]) -> Vec<String> {
+    let mut lines: Vec<_> = texts.iter().take(MOST).map(|text| sentence(text)).collect();
+    if let Some(more) = texts.len().checked_sub(MOST).filter(|more| *more > 0) {
+        lines.push(format!("and {more} more of this kind"));
+    }
+    lines
+}
+
+/// A line in parts that the kernel's log takes; plain, whatever it quotes.
+pub fn log_records(line: &str) -> Vec<String> {
+    let mut records = vec![String::new()];
+    for c in line.trim_end().chars() {
+        let last = records.last_mut().expect("there is one");
+        if last.len() + c.len_utf8() > RECORD {
+            records.push(String::new());
+        }
+        let last = records.last_mut().expect("there is one");
+        last.push(if c.is_control() { ' ' } else { c });
+    }
+    records
+}
+
 impl BootReport {
     /// Reads the file's bytes.
     pub fn parse(bytes: &[u8]) -> Result<BootReport, ReportError> {
@@ -120,6 +162,24 @@ impl BootReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_disk_says_is_made_plain_and_short() {
+        let hostile = "deployments/\u{1b}[2Jx\n<0>panic\r\u{9b}1m: it is \u{fc}ber\n";
+        let plain = "deployments/ [2Jx <0>panic  1m: it is \u{fc}ber";
+        assert_eq!(sentence(hostile), plain);
+        assert_eq!(log_records(hostile), [plain]);
+        let long = sentence(&"\u{fc}".repeat(1 << 20));
+        assert_eq!((long.chars().count(), long.ends_with(" ...")), (LONGEST + 4, true));
+        assert_eq!(sentence(&"x".repeat(LONGEST)).len(), LONGEST);
+        let many = sentences(&vec!["x".repeat(9000); 4000]);
+        assert!(many.iter().map(String::len).sum::<usize>() < 64 << 10);
+        assert_eq!(many.last().map(String::as_str), Some("and 3940 more of this kind"));
+        let records = log_records(&"\u{20ac}".repeat(1000));
+        assert!(records.iter().all(|record| record.len() <= RECORD));
+        assert_eq!((records.len(), records.concat().len()), (4, 3000));
+        assert_eq!(log_records("").len(), 1);
+    }
 
     #[test]
     fn comes_back() {

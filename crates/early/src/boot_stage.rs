@@ -203,10 +203,10 @@ fn boot_from(
         kernel: machine.kernel.clone(),
         selection_problem: stage.problem.as_ref().map(|problem| match problem {
             Unusable::Missing => "it is missing".to_owned(),
-            Unusable::Damaged(why) => why.clone(),
+            Unusable::Damaged(why) => report::sentence(why),
         }),
-        passed_over: decision.passed_over.iter().map(ToString::to_string).collect(),
-        warnings: stage.warnings,
+        passed_over: report::sentences(&words(&decision.passed_over)),
+        warnings: report::sentences(&stage.warnings),
     };
     let written = places.run.remove_all("boot.toml").and_then(|()| {
         places.run.create_file("boot.toml", 0o644)?.write_all(report.to_text().as_bytes())
@@ -215,6 +215,10 @@ fn boot_from(
     let _ = written;
     let reason = decision.reason.to_string();
     Ok(Outcome::Booted(Box::new(Booted { report, reason })))
+}
+
+fn words(passed_over: &[PassedOver]) -> Vec<String> {
+    passed_over.iter().map(ToString::to_string).collect()
 }
 
 /// The layers that are not in the stack as it was mounted.
@@ -320,8 +324,8 @@ impl Stage<'_> {
                 return Ok((Decision { spend_try, ..decision }, stack, mode));
             }
         }
-        let passed_over = passed_over.iter().map(ToString::to_string).collect();
-        Err(StageError::Nothing { passed_over, warnings: std::mem::take(&mut self.warnings) })
+        let passed_over = report::sentences(&words(&passed_over));
+        Err(StageError::Nothing { passed_over, warnings: report::sentences(&self.warnings) })
     }
 
     /// Shows the menu, and takes what is chosen there.

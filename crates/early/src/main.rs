@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use varve_boot::report::log_records;
 use varve_early::{Machine, Outcome, run};
 use varve_sys::whole_message;
 
@@ -71,9 +72,11 @@ enum Level {
 /// Into the kernel's log, which the console shows and the journal keeps; to standard
 /// error where there is none.
 fn say(level: Level, line: &str) {
-    let record = format!("<{}>varve: {line}\n", level as u8);
-    let log = std::fs::OpenOptions::new().write(true).open("/dev/kmsg");
-    if log.and_then(|mut log| log.write_all(record.as_bytes())).is_err() {
-        eprintln!("varve: {line}");
+    let mut log = std::fs::OpenOptions::new().write(true).open("/dev/kmsg").ok();
+    for line in log_records(line) {
+        let record = format!("<{}>varve: {line}\n", level as u8);
+        if log.as_mut().is_none_or(|log| log.write_all(record.as_bytes()).is_err()) {
+            eprintln!("varve: {line}");
+        }
     }
 }

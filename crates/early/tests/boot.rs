@@ -19,6 +19,8 @@ use varve_format::selection::Selection;
 use varve_sys::cmdline::CommandLine;
 use varve_sys::mount;
 
+#[path = "boot/broken.rs"]
+mod broken;
 #[path = "boot/wanted.rs"]
 mod wanted;
 

@@ -1,6 +1,7 @@
 //! Standard output and standard error: a reader that goes away (`varve history | head`)
 //! is no error and no panic.
 
+use std::borrow::Cow;
 use std::io::{self, ErrorKind, Write};
 
 use crate::exit::Exit;
@@ -15,24 +16,52 @@ pub enum Form {
     Json,
 }
 
-/// Writes text to standard output. When nobody reads any more, the rest is dropped.
+/// Writes text to standard output, as [`harmless`]. When nobody reads any more, the rest is
+/// dropped.
 pub fn print(text: &str) -> io::Result<()> {
+    write(&harmless(text))
+}
+
+fn write(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     quiet(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// Text that does nothing to a terminal but stand there: it may quote a title that a stranger
+/// chose, a package's version, bytes of a damaged file. What would move the cursor, colour,
+/// retitle or turn the direction of writing is shown as `\u{1b}`.
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    let acts = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t')
+            // The marks and overrides of Unicode's bidirectional algorithm (UAX 9).
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let mut plain = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match acts(c) {
+            true => plain.extend(c.escape_unicode()),
+            false => plain.push(c),
+        }
+    }
+    Cow::Owned(plain)
 }
 
 /// Writes a line to standard error; what cannot be said is not said.
 pub fn note(text: &str) {
     let mut err = io::stderr().lock();
-    let _ = err.write_all(text.as_bytes());
+    let _ = err.write_all(harmless(text).as_bytes());
     let _ = err.write_all(b"\n");
 }
 
-/// Writes a value as JSON, indented, to standard output.
+/// Writes a value as JSON, indented, to standard output: its strings as they are, escaped as
+/// JSON has it.
 pub fn print_json(value: &impl serde::Serialize) -> io::Result<()> {
     let mut text = serde_json::to_string_pretty(value).map_err(io::Error::other)?;
     text.push('\n');
-    print(&text)
+    write(&text)
 }
 
 fn quiet(result: io::Result<()>) -> io::Result<()> {
@@ -118,6 +147,17 @@ mod tests {
         let json = error_json(&error, None, Exit::Refused);
         assert_eq!(json["error"]["code"], "refused");
         assert_eq!(json["error"]["causes"][0], "two\nlines");
+    }
+
+    #[test]
+    fn what_acts_on_a_terminal_is_shown() {
+        let hostile = "a\u{1b}]0;mine\u{7}b\r\u{9b}2J\u{7f}c\u{202e}d";
+        let shown = r"a\u{1b}]0;mine\u{7}b\u{d}\u{9b}2J\u{7f}c\u{202e}d";
+        assert_eq!(harmless(hostile), shown);
+        let good = "name\tWHAT\n\u{fc}ber 3 \u{2265} 2 \u{2014} \u{1f600}\n";
+        assert!(matches!(harmless(good), Cow::Borrowed(text) if text == good));
+        let error = Outer(io::Error::other("\u{1b}[2J"));
+        assert!(harmless(&error_text(&error, None)).ends_with(r"because: \u{1b}[2J"));
     }
 
     #[test]
