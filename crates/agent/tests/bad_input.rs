@@ -205,6 +205,58 @@ fn a_clock_at_1970_upgrades_and_one_far_ahead_is_refused() {
     lab.check_all();
 }
 
+/// Links that lead out of `/varve`, where an upgrade writes: none is written through.
+#[test]
+fn no_write_follows_a_link_out_of_staging() {
+    let lab = r1_then_r2(Lab::new());
+    let (out, whole) = (lab.folder.path().join("out"), lab.folder.path().join("whole"));
+    copy(&lab.disk(), &whole);
+    let content = varve_format::verity::content_digest(&noise(12, 700_000)).to_hex();
+    let incoming = format!("incoming/{content}");
+    let part = format!("incoming/{content}.700000.part");
+    let places = [
+        "staging/r2",
+        "staging/r2.0",
+        "layers/r2",
+        "trash/r2.0",
+        "incoming/under-way-0",
+        &incoming,
+        &part,
+        "boot/.selection.new",
+        "trust/.state.new",
+        "deployments/r2",
+        "deployments/r1/deployment.toml.copy",
+        "history.next",
+        "state/versioned/.r2.new",
+    ];
+    for place in places {
+        for target in ["file", "folder"] {
+            std::fs::create_dir_all(out.join("folder")).unwrap();
+            std::fs::write(out.join("file"), "mine").unwrap();
+            let link = lab.disk().join("varve").join(place);
+            let _ = std::fs::remove_file(&link);
+            std::os::unix::fs::symlink(out.join(target), &link).unwrap();
+            let done = lab.try_upgrade(&Wish::default(), &Cancel::new());
+            assert_eq!(std::fs::read(out.join("file")).unwrap(), b"mine", "{place}: {done:?}");
+            let inside = std::fs::read_dir(out.join("folder")).unwrap().count();
+            assert_eq!(inside, 0, "{place}: {done:?}");
+            // What the link was in the way of is done once it is gone.
+            let _ = std::fs::remove_file(&link);
+            if done.is_err() {
+                lab.upgrade();
+            }
+            lab.check_all();
+            copy(&whole, &lab.disk());
+        }
+    }
+}
+
+/// A directory's contents in the place of another's.
+fn copy(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+}
+
 // ---- The disk ----
 
 /// A small disk of its own, with the device on it.
@@ -227,8 +279,26 @@ impl SmallDisk {
         let _ = std::fs::write(self.lab.disk().join("filler"), filler);
     }
 
+    /// Makes files until there is no inode left.
+    fn fill_inodes(&self) {
+        let folder = self.lab.disk().join("fillers");
+        let _ = std::fs::create_dir(&folder);
+        for n in 0.. {
+            if std::fs::File::options()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(folder.join(n.to_string()))
+                .is_err()
+            {
+                break;
+            }
+        }
+    }
+
     fn empty(&self) {
         let _ = std::fs::remove_file(self.lab.disk().join("filler"));
+        let _ = std::fs::remove_dir_all(self.lab.disk().join("fillers"));
     }
 }
 
@@ -272,7 +342,7 @@ fn a_full_disk_is_seen_before_anything_is_fetched() {
 #[test]
 fn no_inodes_are_seen_before_anything_is_fetched() {
     // The first deployment has some 60 paths; the second wants a few more.
-    let disk = SmallDisk::new("size=64m,nr_inodes=180", "reserve = 0");
+    let disk = SmallDisk::new("size=64m,nr_inodes=190", "reserve = 0");
     let lab = &disk.lab;
     lab.publish("r1");
     lab.init();
@@ -286,17 +356,21 @@ fn no_inodes_are_seen_before_anything_is_fetched() {
     lab.check_all();
 }
 
-/// Fills the disk at the n-th time that something is told of the work.
+/// Fills the disk, or takes its inodes, at the n-th time that something is told of the work.
 struct FillAt<'a> {
     at: usize,
     told: AtomicUsize,
     disk: &'a SmallDisk,
+    inodes: bool,
 }
 
 impl FillAt<'_> {
     fn tell(&self) {
         if self.told.fetch_add(1, Ordering::SeqCst) == self.at {
-            self.disk.fill(0);
+            match self.inodes {
+                true => self.disk.fill_inodes(),
+                false => self.disk.fill(0),
+            }
         }
     }
 }
@@ -315,16 +389,25 @@ impl Progress for FillAt<'_> {
 
 #[test]
 fn the_disk_fills_up_at_each_stage() {
+    filled_at_each_stage(false);
+}
+
+#[test]
+fn the_inodes_run_out_at_each_stage() {
+    filled_at_each_stage(true);
+}
+
+fn filled_at_each_stage(inodes: bool) {
     let mut failures = 0;
     for at in (0..400).step_by(23) {
-        let disk = SmallDisk::new("size=40m", "reserve = 0\nlayers = 2");
+        let disk = SmallDisk::new("size=40m,nr_inodes=1000", "reserve = 0\nlayers = 2");
         let lab = &disk.lab;
         lab.publish("r1");
         lab.init();
         lab.tree().file("usr/bin/new", noise(11, 3_000_000)).file("etc/issue", "two");
         lab.publish("r2");
         let before = system(lab);
-        let progress = FillAt { at, told: AtomicUsize::new(0), disk: &disk };
+        let progress = FillAt { at, told: AtomicUsize::new(0), disk: &disk, inodes };
         let result = lab.upgrade_telling(&Wish::default(), &progress, &Cancel::new());
         let told = progress.told.load(Ordering::SeqCst);
         match result {

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use jiff::Timestamp;
 use varve_publish::{InitOptions, KeyDirs, Repository};
@@ -335,5 +335,159 @@ fn a_try_ends_as_its_command_and_leaves_nothing_however_it_ends() {
             assert_eq!(status.code(), Some(130));
         }
         await_process(&seconds, false);
+    }
+}
+
+/// A shell of somebody with an account and nothing else, in the laboratory's folder.
+fn as_nobody(lab: &Lab, script: &str) -> Output {
+    use std::os::unix::process::CommandExt;
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", script]).current_dir(lab.folder.path()).env_clear();
+    shell.env("PATH", "/usr/bin:/bin").uid(65534).gid(65534).output().unwrap()
+}
+
+/// All that stands below a directory, as `find` sees it.
+fn picture(path: &Path) -> String {
+    let mut find = Command::new("find");
+    find.arg(path).args(["-printf", "%p %y %m %U %G %s %T@ %n %l\\n"]);
+    String::from_utf8(find.output().unwrap().stdout).unwrap()
+}
+
+/// Somebody with an account on the device reads, changes and runs nothing of `/varve`: not
+/// the setuid program of a release that was replaced because of it, not by the command.
+#[test]
+fn a_local_user_reaches_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("=== NOT RUN: only root can become another user ===");
+        return;
+    }
+    let lab = Lab::new();
+    let mode = |path: &str, mode| {
+        fs::set_permissions(lab.path(path), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    // Nothing but the mode of /varve itself is in the way.
+    for path in ["", "disk"] {
+        mode(path, 0o755);
+    }
+    fs::create_dir(lab.path("tree/usr/bin")).unwrap();
+    fs::copy("/usr/bin/id", lab.path("tree/usr/bin/who")).unwrap();
+    mode("tree/usr/bin/who", 0o4755);
+    lab.publish("r1");
+    assert_eq!(lab.init().code, 0);
+    fs::remove_file(lab.path("tree/usr/bin/who")).unwrap();
+    lab.publish("r2");
+    assert_eq!(lab.run(&["upgrade"]).code, 0);
+    let bad = "varve/layers/r1/tree/usr/bin/who";
+    assert_eq!(fs::metadata(lab.path("disk").join(bad)).unwrap().permissions().mode(), 0o104_755);
+
+    // Where it can be reached, it is root's: this shell and this disk would show it.
+    fs::copy(lab.path("disk").join(bad), lab.path("who")).unwrap();
+    mode("who", 0o4755);
+    let reached = String::from_utf8(as_nobody(&lab, "./who").stdout).unwrap();
+    assert!(reached.contains("uid=65534") && reached.contains("euid=0"), "{reached}");
+
+    fs::copy(env!("CARGO_BIN_EXE_varve"), lab.path("varve")).unwrap();
+    mode("varve", 0o755);
+    let before = picture(&lab.path("disk"));
+    for attempt in [
+        "ls disk/varve",
+        "cd disk/varve",
+        "cat disk/varve/boot/selection",
+        "cat disk/varve/trust/state",
+        "cat disk/varve/layers/r1/tree/usr/lib/release",
+        &format!("disk/{bad}"),
+        &format!("/lib64/ld-linux-x86-64.so.2 disk/{bad}"),
+        &format!("ln disk/{bad} /tmp/varve-who"),
+        "exec 9<disk/varve/lock; flock -n 9",
+        "echo x > disk/varve/boot/probe",
+        "mkdir disk/varve/deployments/mine",
+        "mv disk/varve disk/mine",
+        "rm -rf disk/varve",
+        "chmod 755 disk/varve",
+        "touch disk/mine",
+        "./varve --root disk --config varve.toml status",
+        "./varve --root disk --config varve.toml upgrade",
+        "./varve --root disk --config varve.toml rollback",
+        "./varve --root disk --config varve.toml collect",
+        "./varve --root disk --config varve.toml fsck --repair",
+        "./varve --root disk --config varve.toml layer list",
+    ] {
+        let said = as_nobody(&lab, attempt);
+        assert!(!said.status.success(), "{attempt}: {said:?}");
+        assert!(!said.stdout.windows(6).any(|part| part == b"euid=0"), "{attempt}: {said:?}");
+        if attempt.starts_with("./varve") {
+            let err = String::from_utf8_lossy(&said.stderr);
+            assert!(err.contains("run it as root"), "{attempt}: {err}");
+        }
+    }
+    assert_eq!(picture(&lab.path("disk")), before);
+    assert_eq!(lab.run(&["status"]).code, 0);
+}
+
+/// While one command changes the device, each other one that would says who is at work, and
+/// changes nothing; those that look go on.
+#[test]
+fn two_at_once_one_gives_a_clear_refusal() {
+    let lab = Lab::new();
+    lab.publish("r1");
+    assert_eq!(lab.init().code, 0);
+    lab.publish("r2");
+    fs::create_dir_all(lab.path("games/opt")).unwrap();
+    let games = lab.path("games").display().to_string();
+    let (disk, config) = (lab.path("disk"), lab.path("varve.toml"));
+    let device = varve_agent::Device::open(varve_agent::Places::at(&disk, &config)).unwrap();
+    let writer = device.lock("upgrade", Timestamp::now()).unwrap();
+    let before = picture(&disk);
+    let at_work = format!("at work is varve upgrade, process {}, since ", std::process::id());
+    let busy = format!("at work: varve upgrade, process {}, since ", std::process::id());
+    for args in [
+        &["upgrade"][..],
+        &["check"],
+        &["collect"],
+        &["rollback"],
+        &["confirm"],
+        &["confirm", "--after-boot", "--dry-run"],
+        &["merge", "--now"],
+        &["fsck", "--repair"],
+        &["pin", "r1"],
+        &["reset", "etc"],
+        &["layer", "add", &games],
+        // What a shutdown does: an upgrade that is still at work is about to be ended.
+        &["finalize"],
+    ] {
+        let said = lab.run(args);
+        if args.contains(&"--dry-run") {
+            assert_eq!(said.code, 0, "{args:?} only looks: {said:?}");
+            continue;
+        }
+        assert_eq!(said.code, 4, "{args:?}: {said:?}");
+        assert!(said.err.contains(&at_work) || said.err.contains(&busy), "{args:?}: {said:?}");
+    }
+    for args in [&["status"][..], &["history"], &["fsck"], &["layer", "list"]] {
+        assert_eq!(lab.run(args).code, 0, "{args:?}");
+    }
+    assert_eq!(picture(&disk), before);
+    drop(writer);
+
+    // Real ones, started at once: each does its work or is refused, and all is whole.
+    for round in 0..8 {
+        let commands = [&["upgrade"][..], &["collect"], &["upgrade"], &["finalize"]];
+        let started: Vec<_> = commands
+            .iter()
+            .map(|args| lab.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn())
+            .collect();
+        for (args, process) in commands.iter().zip(started) {
+            let said = Said::of(process.unwrap().wait_with_output().unwrap(), lab.folder.path());
+            let refused = said.code == 4 && said.err.contains("at work");
+            assert!(said.code == 0 || refused, "{round}, {args:?}: {said:?}");
+        }
+        if lab.run(&["upgrade"]).out.starts_with("Up to date") {
+            let (_, status) = lab.json(&["status"]);
+            assert_eq!(status["latest"], format!("r{}", round + 2));
+        }
+        assert_eq!(lab.run(&["fsck"]).code, 0, "{round}");
+        assert_eq!(lab.run(&["confirm"]).code, 0, "{round}");
+        lab.publish(&format!("r{}", round + 3));
     }
 }
