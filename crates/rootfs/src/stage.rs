@@ -417,10 +417,19 @@ impl Part {
         })
     }
 
-    /// Renames it from the staging into its place, where nothing names it yet.
+    /// Renames it from the staging into its place, where nothing names it yet. The root of a tree
+    /// is what is moved itself, and F2FS notes the new `..` as a change of it: it gets its time
+    /// back, durably, before anything names it.
     pub(crate) fn move_into_place(&self, store: &Store, staging: &Dir) -> varve_sys::Result<()> {
         let name = if self.is_layer { LAYER } else { TREE };
-        durable::commit_rename(staging, name, self.place(store).0, self.name.as_str())
+        let (place, new) = (self.place(store).0, self.name.as_str());
+        let modified = staging.stat(name)?.mtime;
+        durable::commit_rename(staging, name, place, new)?;
+        if self.is_layer || place.stat(new)?.mtime == modified {
+            return Ok(());
+        }
+        place.set_times(new, modified)?;
+        durable::sync_directory(&place.open_dir(new)?)
     }
 }
 

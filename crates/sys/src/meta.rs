@@ -86,7 +86,15 @@ impl Dir {
         for (key, value) in a.xattrs {
             self.set_xattr(name, key, value)?;
         }
-        rustix::fs::utimensat(self.fd(), name, &times(a.mtime), flags)
+        self.set_times(name, a.mtime)
+    }
+
+    /// Sets the times of modification and of access of `name` (or `.`): seconds since 1970,
+    /// nanoseconds. A link is not followed.
+    pub fn set_times(&self, name: impl AsRef<Path>, mtime: (i64, u32)) -> Result<()> {
+        let name = name.as_ref();
+        let full = || self.path().join(name);
+        rustix::fs::utimensat(self.fd(), name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW)
             .context("set the times of", full)?;
         trace::change(&full());
         Ok(())
