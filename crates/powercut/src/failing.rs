@@ -86,15 +86,11 @@ pub struct Outcome {
     pub time: Duration,
 }
 
-/// What the kernel says of a disk that fails: of the operation itself, of a file system that
-/// has gone read-only for it, and of structures that could not be read; ext4 finds no place in a
-/// group whose bitmap it cannot read, and so no space when none can be read.
-const WORDS: [&str; 4] = [
-    "Input/output error",
-    "Read-only file system",
-    "Structure needs cleaning",
-    "No space left on device",
-];
+/// What the kernel says of a disk that fails: of the operation itself (EIO), of a file system
+/// that has gone read-only for it (EROFS), and of structures that could not be read (EUCLEAN);
+/// ext4 finds no place in a group whose bitmap it cannot read, and so no space when none can be
+/// read (ENOSPC). By number: each C library has words of its own.
+const REASONS: [&str; 4] = ["(os error 5)", "(os error 30)", "(os error 117)", "(os error 28)"];
 
 /// Tries `count` failures of one scenario, half of reads and half of writes.
 ///
@@ -144,7 +140,7 @@ pub fn run(case: &Case<'_>, count: usize, seed: u64) -> Result<Outcome> {
         outcome.tried[kind as usize] += 1;
         let mut findings = Vec::new();
         match &tried.ran {
-            Err(why) if tried.struck && WORDS.iter().any(|word| why.contains(word)) => {
+            Err(why) if tried.struck && REASONS.iter().any(|reason| why.contains(reason)) => {
                 outcome.told += 1;
             }
             Err(why) => findings.push(format!("it says another reason: {why}")),
