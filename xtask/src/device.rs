@@ -65,6 +65,14 @@ pub(crate) fn build() -> Result<Programs> {
     Ok(Programs { varve: place("varve"), boot: place("varve-boot"), repo: place("varve-repo") })
 }
 
+/// Builds the power-cut rig so that it runs in any Debian, also an older one; gives its file.
+pub(crate) fn rig() -> Result<PathBuf> {
+    let rig = ["--package", "varve-powercut"];
+    step("building the power-cut rig for another system", || {
+        Ok(compile("device", &rig)?.join("varve-powercut"))
+    })
+}
+
 /// Compiles for the static target, and says where the programs are.
 fn compile(profile: &str, packages: &[&str]) -> Result<PathBuf> {
     show(

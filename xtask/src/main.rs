@@ -16,6 +16,7 @@ mod check;
 mod demo;
 mod device;
 mod fuzz;
+mod guest;
 mod lab;
 mod packages;
 mod powercut;

@@ -6,12 +6,15 @@
 //! cargo xtask powercut --faults              takes out each safety step in turn
 //! cargo xtask powercut --replay FILE         judges a kept state again
 //! cargo xtask powercut --vm 30               cuts the power of a real Debian
+//! cargo xtask powercut --guest --fs f2fs     the rig itself in a machine with Debian's kernel
 //! ```
 //!
 //! Everything else is `crates/powercut`, to which the other options go as they are.
 
 use std::ffi::OsString;
 
+use crate::device;
+use crate::guest;
 use crate::lab;
 use crate::packages;
 use crate::project::{Result, cache, cargo, program, root, show, target};
@@ -33,6 +36,10 @@ pub(crate) struct Arguments {
     /// twelve more.
     #[arg(long)]
     ci: bool,
+    /// Run the rig in a virtual machine with Debian's kernel, for the file systems that this one
+    /// has not. An emulated machine is ten to twenty times slower.
+    #[arg(long, conflicts_with = "ci")]
+    guest: bool,
     /// For the rig: --fs, --scenario, --states, --deep, --seed, --hours, --faults,
     /// --replay FILE; `--help` after `--` tells all.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -43,7 +50,15 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result {
     packages::need_root("powercut")?;
     packages::ensure(packages::For::PowerCut)?;
-    let faults = arguments.rig.iter().any(|argument| argument == "--faults");
+    let has = |wanted: &str| arguments.rig.iter().any(|argument| argument == wanted);
+    let faults = has("--faults");
+    if arguments.guest {
+        if faults || has("--vm") {
+            return Err("--guest goes with neither --faults nor --vm".into());
+        }
+        packages::ensure(packages::For::Lab)?;
+        return verdict(guest::run(&device::rig()?, &arguments.rig)?);
+    }
     let mut build = cargo();
     build.args(["build", "--quiet", "--package", "varve-powercut"]);
     let target = if faults {
@@ -71,6 +86,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result {
         }
         well &= rig.status()?.success();
     }
+    verdict(well)
+}
+
+fn verdict(well: bool) -> Result {
     match well {
         true => Ok(()),
         false => Err("the power-cut rig found what must not be: see above".into()),

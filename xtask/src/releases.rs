@@ -41,7 +41,7 @@ const KERNEL: &str = "linux-image-cloud-amd64";
 pub(crate) const DRACUT: &str = "dracut";
 
 /// Times in a release do not depend on when it was made.
-const EPOCH: &str = "1760000000";
+pub(crate) const EPOCH: &str = "1760000000";
 
 /// Which Debian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -143,6 +143,9 @@ pub struct Config {
     /// Whether the guest's flushes reach the images: for those whose power is cut. The
     /// others are quicker without.
     pub flushes: bool,
+    /// Folders of the host that the guest may mount (9p), by the name that it knows each by;
+    /// what it writes there the user of this process has written.
+    pub shares: Vec<(&'static str, PathBuf)>,
     /// Memory in MiB.
     pub memory: u32,
     /// Processors.
@@ -166,6 +169,7 @@ impl Config {
             append: "root=/dev/vda rw".to_owned(),
             disks: vec![disk.to_owned()],
             flushes: false,
+            shares: Vec::new(),
             memory: 1024,
             processors: 2,
             accel: Accel::default(),
@@ -227,6 +231,11 @@ impl Config {
             let drive =
                 format!("file={},format=raw,if=none,id=d{index},cache={how}", disk.display());
             add(&["-drive", &drive, "-device", &format!("virtio-blk-pci,drive=d{index}")]);
+        }
+        for (name, folder) in &self.shares {
+            let folder = folder.display();
+            let share = format!("local,path={folder},mount_tag={name},security_model=none");
+            add(&["-virtfs", &share]);
         }
         let forward = self
             .ssh_port
@@ -450,12 +459,14 @@ mod tests {
         let mut config =
             Config::new(Path::new("/f"), Path::new("/k"), Path::new("/i"), Path::new("/a"));
         config.disks.push("/b".into());
+        config.shares.push(("work", "/w".into()));
         let arguments = config.arguments();
         let append = &arguments[arguments.iter().position(|a| a == "-append").unwrap() + 1];
         assert!(append.starts_with("root=/dev/vda rw "));
         assert!(append.find("console=tty0").unwrap() < append.find("console=ttyS0").unwrap());
         let disks: Vec<_> = arguments.iter().filter(|a| a.starts_with("file=")).collect();
         assert!(disks[0].starts_with("file=/a,") && disks[1].starts_with("file=/b,"));
+        assert!(arguments.iter().any(|a| a.starts_with("local,path=/w,mount_tag=work,")));
     }
 
     #[test]
