@@ -509,7 +509,7 @@ fn victim() {
     let at: usize = std::env::var("VARVE_TEST_KILL_AT").unwrap().parse().unwrap();
     let folder = Path::new(&folder);
     let changes = AtomicUsize::new(0);
-    varve_sys::trace::listen(move |_| {
+    let _listening = varve_sys::trace::listen(move |_| {
         if changes.fetch_add(1, Ordering::SeqCst) == at {
             let this = rustix::process::getpid();
             let _ = rustix::process::kill_process(this, rustix::process::Signal::KILL);

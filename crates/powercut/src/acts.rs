@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,12 +18,12 @@ use varve_agent::history::{self, Event as Happened, Line};
 use varve_agent::init::{Init, init};
 use varve_agent::lifecycle;
 use varve_agent::upgrade::{self, Prepared};
-use varve_format::ContentDigest;
+use varve_format::{ContentDigest, Sha256Digest};
 use varve_rootfs::{Store, stage};
-use varve_sys::trace::{self, Event};
+use varve_sys::trace::{self, Event, Listening};
 
 use crate::machine::{Machine, Running, look, lost_space, trusted, words};
-use crate::releases::{self, Published};
+use crate::releases;
 use crate::scenario::{Before, Finding, Mark, SharedMark, Site};
 use crate::user::plain_file;
 
@@ -41,8 +41,8 @@ pub(crate) struct Settings {
     pub keep: u32,
 }
 
-/// Writes the configuration; gives its text.
-pub(crate) fn configure(site: &Site, settings: Settings) -> Result<String, String> {
+/// Writes the configuration.
+pub(crate) fn configure(site: &Site, settings: Settings) -> Result<(), String> {
     let Settings { layout, root_mode, keep } = settings;
     let text = format!(
         "sources = [{:?}]\nlayout = {layout:?}\nroot-mode = {root_mode:?}\n\
@@ -52,8 +52,7 @@ pub(crate) fn configure(site: &Site, settings: Settings) -> Result<String, Strin
          [[health]]\nname = \"is it well\"\ncommand = [\"/bin/true\"]\n",
         releases::path(&site.outside).display().to_string()
     );
-    plain_file(&site.outside.join("varve.toml"), text.as_bytes())?;
-    Ok(text)
+    plain_file(&site.outside.join("varve.toml"), text.as_bytes())
 }
 
 /// The clock of a scenario that begins now.
@@ -62,20 +61,22 @@ pub(crate) fn now() -> Result<Timestamp, String> {
 }
 
 /// Makes the first deployment, of the newest release.
-pub(crate) fn install(
-    machine: &Machine<'_>,
-    published: &Published,
-    text: &str,
-) -> Result<(), String> {
-    let trust_root = published.trust_root()?;
+pub(crate) fn install(site: &Site, machine: &Machine<'_>) -> Result<(), String> {
+    let trust_root = releases::trust_root(&site.outside)?;
     let file = machine.config();
+    let text = fs::read_to_string(&file).map_err(words)?;
     let wanted = Init {
         trust_root: &trust_root,
         sources: Vec::new(),
-        config: Some((text, &file)),
+        config: Some((&text, &file)),
         wish: Wish::default(),
     };
     init(machine.at_rest(), &wanted, &machine.context()).map(drop).map_err(words)
+}
+
+/// What is known where there is no device yet.
+pub(crate) fn no_facts(machine: &Machine<'_>) -> Value {
+    json!({ "now": machine.now.as_second() })
 }
 
 /// What is known of the device before it runs.
@@ -179,10 +180,28 @@ pub(crate) fn mark_history(store: &Store, mark: Mark<'_>) -> Result<(), String> 
     Ok(())
 }
 
-/// Marks how many bytes of contents have been verified and written to incoming/.
-pub(crate) fn mark_received(incoming: PathBuf, mark: SharedMark) {
+/// Marks how many bytes of contents have been verified and written to incoming/, and which
+/// documents are kept there.
+fn mark_received(incoming: PathBuf, mark: SharedMark) -> Listening {
     let seen: Mutex<HashMap<ContentDigest, u64>> = Mutex::default();
+    let document: Mutex<Option<PathBuf>> = Mutex::default();
     trace::listen(move |event| {
+        let mut document = document.lock().expect("nothing panics while it holds this");
+        match event {
+            Event::Make(path) | Event::Change(path) | Event::SyncFile(path)
+                if path.parent() == Some(&*incoming)
+                    && path.extension().is_some_and(|end| end == "document") =>
+            {
+                *document = Some(path.clone());
+            }
+            Event::SyncDirectory(path) if *path == incoming => {}
+            // Whoever keeps it has gone on.
+            _ => {
+                if let Some(name) = document.take().as_deref().and_then(Path::file_stem) {
+                    mark(format!("document {}", name.to_string_lossy()));
+                }
+            }
+        }
         let Event::Change(path) = event else { return };
         if !path.starts_with(&incoming) {
             return;
@@ -203,7 +222,7 @@ pub(crate) fn mark_received(incoming: PathBuf, mark: SharedMark) {
             *longest = length;
             mark(format!("received {}", seen.values().sum::<u64>()));
         }
-    });
+    })
 }
 
 /// Does a scenario's work while what is received is marked.
@@ -213,10 +232,8 @@ pub(crate) fn recorded(
     work: impl FnOnce() -> Result<(), String>,
 ) -> Result<(), String> {
     let incoming = site.disk.with_file_name("run/varve/physical/varve/incoming");
-    mark_received(incoming, Arc::clone(mark));
-    let done = work();
-    trace::silence();
-    done
+    let _listening = mark_received(incoming, Arc::clone(mark));
+    work()
 }
 
 /// What must never go back: trust, and the history.
@@ -235,6 +252,19 @@ pub(crate) fn never_back(store: &Store, before: &Before) -> Result<Vec<Finding>,
     let told = told.max(before.number("history").unwrap_or(0));
     if lines < told {
         findings.push(format!("the history has {lines} lines and had {told}"));
+    }
+    Ok(findings)
+}
+
+/// Which documents had been kept and are not there, whole.
+pub(crate) fn documents_lost(store: &Store, before: &Before) -> Result<Vec<Finding>, String> {
+    let mut findings = Vec::new();
+    for name in before.marks.iter().filter_map(|mark| mark.strip_prefix("document ")) {
+        let bytes = store.incoming().read_opt(format!("{name}.document"), 64 << 20);
+        let bytes = bytes.map_err(words)?.unwrap_or_default();
+        if Sha256Digest::of(&bytes).to_string() != name {
+            findings.push(format!("the document {name} had been fetched, and is lost"));
+        }
     }
     Ok(findings)
 }

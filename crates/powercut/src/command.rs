@@ -27,13 +27,16 @@ macro_rules! say {
 
 /// Tells the process that does the work which one started it, outside.
 const INSIDE: &str = "VARVE_POWERCUT_INSIDE";
+/// What notices that a safety step is missing: a journal, and what needs each sync.
+const FAULTS: [&str; 2] = ["ext4", "strict"];
 const PLACE: &str = "/run/varve-powercut";
 
 /// Cuts the power at every point of varve's work and looks whether the device lives on.
 #[derive(Debug, Parser)]
 #[command(name = "varve-powercut", version)]
 struct Arguments {
-    /// File systems, separated by commas; all that the kernel has when left out.
+    /// File systems, separated by commas; all that the kernel has when left out, with --faults
+    /// ext4 and `strict`, the crash model of the tests.
     #[arg(long, value_delimiter = ',')]
     fs: Vec<String>,
     /// Leave out those of --fs that this kernel does not have; else they are an error.
@@ -63,9 +66,9 @@ struct Arguments {
     /// Take out each safety step in turn; each must be noticed.
     #[arg(long)]
     faults: bool,
-    /// With --faults: only the steps whose names begin so, such as `check.`; several are
-    /// separated by commas.
-    #[arg(long, value_delimiter = ',', default_value = "")]
+    /// With --faults: only the steps whose names begin so; several are separated by commas.
+    /// All but the checks (`check.`), which have tests of their own, when left out.
+    #[arg(long, value_delimiter = ',')]
     step: Vec<String>,
     /// Let reads and writes of the disk fail instead of the power: so many failures of each
     /// scenario.
@@ -203,6 +206,9 @@ fn until(arguments: &Arguments) -> Option<Instant> {
 fn file_systems(arguments: &Arguments) -> Result<Vec<&'static FileSystem>> {
     let names = &arguments.fs;
     let named: Vec<&FileSystem> = match names.is_empty() {
+        true if arguments.faults => {
+            FAULTS.map(FileSystem::named).into_iter().collect::<Result<_>>()?
+        }
         true => FILE_SYSTEMS.iter().collect(),
         false => names.iter().map(|name| FileSystem::named(name)).collect::<Result<_>>()?,
     };
@@ -393,7 +399,7 @@ fn errors(
         "time"
     );
     for scenario in scenarios {
-        for fs in file_systems {
+        for fs in file_systems.iter().filter(|fs| !fs.is_model()) {
             if until.is_some_and(|until| Instant::now() >= until) {
                 say!("{:<20} {:<15} left out: the time is over", scenario.name(), fs.name);
                 continue;
@@ -464,11 +470,11 @@ fn faults(
     scenarios: &[Box<dyn Scenario>],
     until: Option<Instant>,
 ) -> Result<bool> {
-    use varve_powercut::faults::{Verdict, steps, try_step};
-    // Of each step the verdict of the first scenario that notices, or else of the last.
-    let mut verdicts: BTreeMap<String, (String, Verdict)> = BTreeMap::new();
+    use varve_powercut::faults::{Table, steps, try_step};
+    use varve_powercut::run::CHECK;
+    let mut table = Table::default();
     let began = Instant::now();
-    let (mut tried, mut cut_short) = (0, 0);
+    let mut cut_short = 0;
     for scenario in scenarios {
         for fs in file_systems {
             let here = format!("{} on {}", scenario.name(), fs.name);
@@ -486,10 +492,11 @@ fn faults(
                 say!("  there without any fault, and not counted: {finding}");
             }
             for (step, passed) in steps {
-                if !arguments.step.iter().any(|wanted| step.starts_with(wanted)) {
-                    continue;
-                }
-                if verdicts.get(&step).is_some_and(|(_, verdict)| verdict.states.is_some()) {
+                let wanted = match arguments.step.is_empty() {
+                    true => !step.starts_with(CHECK),
+                    false => arguments.step.iter().any(|wanted| step.starts_with(wanted)),
+                };
+                if !wanted || table.is_noticed(&step, fs) {
                     continue;
                 }
                 if until.is_some_and(|until| Instant::now() >= until) {
@@ -501,38 +508,23 @@ fn faults(
                     known: &known,
                     ..case(arguments, host, &**scenario, fs, &scratch, None)
                 };
-                let verdict = try_step(&case, &step, passed, arguments.states, arguments.seed)?;
-                tried += verdict.tried;
-                let noticed = match verdict.states {
-                    Some(states) => format!("noticed after {states} states"),
+                let verdict = try_step(&case, &step, arguments.states, arguments.seed)?;
+                let noticed = match verdict.finding {
+                    Some(_) => format!("noticed after {} states", verdict.tried),
                     None => format!("not noticed in {} states", verdict.tried),
                 };
                 say!("  {step} (passed {passed} times): {noticed}");
-                if !verdict.finding.is_empty() {
-                    say!("      {}", verdict.finding);
+                if let Some(finding) = &verdict.finding {
+                    say!("      {finding}");
                 }
-                verdicts.insert(step, (here.clone(), verdict));
+                table.add(step, fs, scenario.name(), verdict);
             }
         }
     }
-    say!("");
-    for (step, (here, verdict)) in &verdicts {
-        if let Some(states) = verdict.states {
-            say!("| `{step}` | {states} | {here} |");
-        }
-    }
-    let missed: Vec<_> = verdicts.iter().filter(|(_, (_, v))| v.states.is_none()).collect();
-    say!(
-        "{} of {} steps noticed, in {tried} states and {:.0} s",
-        verdicts.len() - missed.len(),
-        verdicts.len(),
-        began.elapsed().as_secs_f64()
-    );
-    for (step, _) in &missed {
-        say!("  nothing notices the absence of {step}");
-    }
+    say!("\n{table}");
+    say!("in {} states and {:.0} s", table.states(), began.elapsed().as_secs_f64());
     if cut_short > 0 {
-        say!("  the time was over before {cut_short} more were tried");
+        say!("the time was over before {cut_short} more were tried");
     }
-    Ok(missed.is_empty())
+    Ok(table.is_complete())
 }

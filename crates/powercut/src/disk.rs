@@ -152,7 +152,20 @@ pub const FILE_SYSTEMS: &[FileSystem] = &[
         keeps_word: true,
         repair: &["fsck.f2fs", "-a"],
     },
+    FileSystem {
+        name: "strict",
+        kind: MODEL,
+        size: 0,
+        make: &[],
+        options: "mode=0755",
+        check: &[],
+        keeps_word: true,
+        repair: &[],
+    },
 ];
+
+/// Where the states of the crash model are laid out.
+const MODEL: &str = "tmpfs";
 
 impl FileSystem {
     /// Finds one by its name.
@@ -167,6 +180,19 @@ impl FileSystem {
     pub fn is_in_kernel(&self) -> bool {
         let list = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
         list.split_whitespace().any(|word| word == self.kind)
+    }
+
+    /// Whether it is the crash model, which has no disk (see `strict`).
+    pub fn is_model(&self) -> bool {
+        self.kind == MODEL
+    }
+
+    /// Mounts an empty directory in memory, for a state of the crash model.
+    pub(crate) fn mount_empty(&self, place: &Path) -> Result<Mounted> {
+        std::fs::create_dir_all(place).at("make the directory", place)?;
+        let target = place.to_string_lossy();
+        run("mount", &["-t", self.kind, "-o", self.options, self.name, &target])?;
+        Ok(Mounted { place: place.to_owned(), mounted: true })
     }
 
     /// Makes the file `image` with this file system on it.

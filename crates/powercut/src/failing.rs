@@ -115,7 +115,6 @@ pub fn run(case: &Case<'_>, count: usize, seed: u64) -> Result<Outcome> {
         let ran = || case.scenario.run(&site, &facts, mark);
         let ran = std::panic::catch_unwind(AssertUnwindSafe(ran))
             .unwrap_or_else(|_| Err("it panics".to_owned()));
-        varve_sys::trace::silence();
         let (operations, struck) = recorder.heal()?;
         // What had come is not kept when it could not be written.
         let mut marks = std::mem::take(&mut *marks.lock().expect("it only pushes"));

@@ -116,9 +116,9 @@ impl Layered {
         let published = Published::init(&site.outside, Weight::Light, now)?;
         published.publish(1, now)?;
         let root_mode = if self.about == About::Capture { "persistent" } else { "read-only" };
-        let text = acts::configure(site, Settings { layout: "overlay", root_mode, keep: 2 })?;
+        acts::configure(site, Settings { layout: "overlay", root_mode, keep: 2 })?;
         let machine = Machine::new(site, now);
-        acts::install(&machine, &published, &text)?;
+        acts::install(site, &machine)?;
         let running = machine.boot()?;
         user::writes(&running, site, &name(1), "first")?;
         running.shut_down()?;
@@ -276,6 +276,9 @@ impl Layered {
         let (device, writer) = running.open(machine)?;
         let booted = device.store.deployment(&running.report.deployment).map_err(words)?;
         self.shown(&running, &booted.record)?;
+        if self.about == About::Strip && !running.report.off.is_empty() {
+            mark("probed".to_owned());
+        }
         self.judge(machine, &running, &device, &writer)?;
         self.step(machine, &running, &device, &writer, mark)?;
         acts::collected(machine, &device, &writer)?;
@@ -303,10 +306,21 @@ impl Layered {
         if changed && !self.is_aim(&latest.record) {
             findings.push(format!("{} was promoted, and is not the latest", self.name));
         }
+        let last = before.marks.iter().rfind(|mark| ["asked", "probed"].contains(&mark.as_str()));
+        if last.is_some_and(|mark| mark == "probed") && !changed {
+            let probe = strip::read_probe(store).map_err(words)?;
+            if probe.is_some_and(|probe| probe.tries > 0) {
+                findings.push("what was left out once is to be left out again".to_owned());
+            }
+        }
+        let search = bisect::read(store).map_err(words)?.is_some();
+        if changed && (search || strip::read_probe(store).map_err(words)?.is_some()) {
+            findings.push("the search was ended, and goes on".to_owned());
+        }
         if before.has("asked") && !changed {
             let there = match self.about {
                 About::Strip => strip::read_probe(store).map_err(words)?.is_some(),
-                _ => bisect::read(store).map_err(words)?.is_some(),
+                _ => search,
             };
             // It goes once what it was for is promoted.
             if !there && !self.is_aim(&latest.record) {

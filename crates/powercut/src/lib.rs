@@ -14,6 +14,7 @@
 //! run        records once, judges thousands of states, goes into recoveries again
 //! kept       a failing state as one file
 //! vm         a real Debian whose power is cut, on a lossy disk
+//! strict     the crash model of the tests as one more file system
 //! faults     the safety steps taken out one by one: each must be noticed
 //! ```
 //!
@@ -42,6 +43,7 @@ pub mod scenario;
 mod served;
 pub mod server;
 pub mod states;
+mod strict;
 mod tape;
 mod user;
 pub mod vm;

@@ -16,7 +16,7 @@ use varve_agent::lifecycle::{self, AfterBoot};
 use varve_agent::observe::Observed;
 use varve_agent::rejected::Rejected;
 use varve_agent::{merge, selection};
-use varve_format::deployment::Stack;
+use varve_format::deployment::{ReleaseRef, Stack};
 use varve_publish::Role;
 use varve_rootfs::Store;
 
@@ -34,6 +34,8 @@ const MOST_BOOTS: usize = 6;
 /// What a scenario is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum About {
+    /// The first deployment of an empty disk.
+    Init,
     /// Fetched to promoted.
     Upgrade,
     /// Tries are spent, then the release is confirmed.
@@ -67,6 +69,7 @@ const HARD_LINK: &str = "hard-link";
 
 /// All of them.
 pub const LIVES: &[Life] = &[
+    life("init", About::Init, [OVERLAY, OVERLAY]),
     life("upgrade", About::Upgrade, [OVERLAY, OVERLAY]),
     life("upgrade-hard-link", About::Upgrade, [HARD_LINK, HARD_LINK]),
     life("upgrade-to-hard-link", About::Upgrade, [OVERLAY, HARD_LINK]),
@@ -101,7 +104,7 @@ impl Life {
     /// The release that a device has when all is done.
     fn aim(&self) -> String {
         match self.about {
-            About::FailedTrial | About::RollBack | About::Trust => name(1),
+            About::Init | About::FailedTrial | About::RollBack | About::Trust => name(1),
             About::Collect => name(3),
             _ => name(2),
         }
@@ -113,9 +116,12 @@ impl Life {
         published.publish(1, now)?;
         let keep = if self.about == About::Collect { 3 } else { 2 };
         let settings = Settings { layout: self.layouts[0], root_mode: "read-only", keep };
-        let text = acts::configure(site, settings)?;
+        acts::configure(site, settings)?;
         let machine = Machine::new(site, now);
-        acts::install(&machine, &published, &text)?;
+        if self.about == About::Init {
+            return Ok(acts::no_facts(&machine));
+        }
+        acts::install(site, &machine)?;
         let running = machine.boot()?;
         user::writes(&running, site, &name(1), "first")?;
         running.shut_down()?;
@@ -135,6 +141,9 @@ impl Life {
         };
         if let Some(confirmed) = before {
             self.upgraded(&machine, confirmed)?;
+        }
+        if matches!(self.about, About::FailedTrial | About::RollBack) {
+            remember_another(&machine.store()?, now)?;
         }
         if self.about == About::Collect {
             published.publish(3, now)?;
@@ -156,6 +165,11 @@ impl Life {
 
     fn work(&self, site: &Site, machine: &Machine<'_>, mark: Mark<'_>) -> Result<(), String> {
         let context = machine.context();
+        if self.about == About::Init {
+            acts::install(site, machine)?;
+            mark("installed".to_owned());
+            return mark_history(&machine.store()?, mark);
+        }
         let running = machine.boot()?;
         let (device, writer) = running.open(machine)?;
         // A disk that cannot be written boots what is no trial, and spends nothing.
@@ -165,6 +179,7 @@ impl Life {
             }
         };
         match self.about {
+            About::Init => {}
             About::Upgrade => {
                 let did = upgrade(machine, &device, &writer, mark)?;
                 let did = did.ok_or("there was nothing new")?;
@@ -234,7 +249,10 @@ impl Life {
         let running = machine.boot()?;
         let (device, writer) = running.open(machine)?;
         let release = acts::booted_release(&running, &device.store)?;
-        let generation = user::generation(&running, &release);
+        let generation = match self.about {
+            About::Init => Ok(Some("none yet")),
+            _ => user::generation(&running, &release),
+        };
         // Cut while the user writes, the old system shows what the user had written.
         let may_be_mixed = self.about == About::Finalize && release == name(1);
         match &generation {
@@ -284,6 +302,9 @@ impl Life {
         let latest = store.deployment(&selection.latest).map_err(words)?;
         let release = latest.record.release.map(|r| r.name.to_string()).unwrap_or_default();
         let turned = before.has("turned back");
+        if self.about == About::Upgrade && release == name(1) {
+            findings.extend(acts::documents_lost(store, before)?);
+        }
         if before.has("upgraded") && release != name(2) {
             findings.push(format!("{} was promoted, and {release} is the latest", name(2)));
         }
@@ -291,10 +312,14 @@ impl Life {
             findings
                 .push(format!("it was turned back to {}, and {release} is the latest", name(1)));
         }
-        if turned {
-            let (rejected, _) = Rejected::load(store.dir()).map_err(words)?;
-            if !rejected.releases.iter().any(|rejected| rejected.name.as_str() == name(2)) {
-                findings.push(format!("that {} is not tried again is forgotten", name(2)));
+        let (rejected, _) = Rejected::load(store.dir()).map_err(words)?;
+        let mut owed = Vec::from_iter(turned.then(|| name(2)));
+        if matches!(self.about, About::FailedTrial | About::RollBack) {
+            owed.push(name(0));
+        }
+        for name in owed {
+            if !rejected.releases.iter().any(|rejected| rejected.name.as_str() == name) {
+                findings.push(format!("that {name} is not tried again is forgotten"));
             }
         }
         if before.has("confirmed") && (selection.tries.is_some() || !latest.confirmed) {
@@ -345,6 +370,23 @@ impl Life {
     }
 }
 
+/// Some release failed long ago: the list of those is not empty.
+fn remember_another(store: &Store, now: jiff::Timestamp) -> Result<(), String> {
+    let (mut rejected, _) = Rejected::load(store.dir()).map_err(words)?;
+    let release = ReleaseRef {
+        name: name(0).parse().map_err(|_| "a bad name")?,
+        digest: "0".repeat(64).parse().map_err(|_| "a bad digest")?,
+        sequence: 0,
+    };
+    rejected.add(&release, "it did not work", now);
+    rejected.save(store.dir()).map_err(words)
+}
+
+/// Whether the disk has something to boot.
+fn is_installed(site: &Site) -> bool {
+    site.disk.join("varve/boot/selection").exists()
+}
+
 fn merge_latest(machine: &Machine<'_>, device: &Device, writer: &Writer) -> Result<(), String> {
     let observed = Observed::look(device).map_err(words)?;
     let latest = observed.latest().ok_or("there is no latest deployment")?;
@@ -369,12 +411,18 @@ impl Scenario for Life {
     }
 
     fn look(&self, site: &Site, before: &Before) -> Vec<Finding> {
+        if self.about == About::Init && !before.has("installed") && !is_installed(site) {
+            return Vec::new();
+        }
         acts::examined(site, before, |store| self.promised(store, before))
     }
 
     fn recover(&self, site: &Site, before: &Before, mark: Mark<'_>) -> Result<Value, String> {
         let machine = acts::machine(site, &before.facts)?;
         let mut recovery = Value::Null;
+        if self.about == About::Init && !is_installed(site) {
+            acts::install(site, &machine)?;
+        }
         for _ in 0..MOST_BOOTS {
             if self.go_on(&machine, before, mark, &mut recovery)? {
                 // What the last boot had mounted goes now.

@@ -37,6 +37,9 @@ use varve_sys::task::{Cancel, Silent};
 use crate::acts;
 use crate::scenario::{Finding, Site};
 
+/// How often power fails in one life: the second time during the recovery.
+const MOST_CUTS: usize = 2;
+
 /// What is the same for all devices of a run.
 #[derive(Debug)]
 pub struct Machine<'a> {
@@ -212,7 +215,8 @@ fn unmount_below(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether a deployment equals its manifest to the byte, and its manifest its record.
+/// Whether a deployment equals its manifest to the byte, and its manifest its record, and has its
+/// own layers.
 pub fn whole(store: &Store, deployment: &Deployment) -> Result<(), String> {
     let name = deployment.name();
     let manifest = store.manifest(name).map_err(|error| format!("{name}: {}", words(error)))?;
@@ -225,6 +229,10 @@ pub fn whole(store: &Store, deployment: &Deployment) -> Result<(), String> {
     let layers = layers.map_err(|error| format!("{name}: {}", words(error)))?;
     let report = verify(layers, &manifest, Contents::Everything, &Silent, &Cancel::new());
     let report = report.map_err(|error| format!("{name}: {}", words(error)))?;
+    for own in &deployment.record.own {
+        let there = store.layer_tree(&own.layer);
+        there.map_err(|error| format!("{name}: its layer {}: {}", own.layer, words(error)))?;
+    }
     match report.differences.first() {
         Some(first) => Err(format!("{name}: {first} ({} differences)", report.count)),
         None => Ok(()),
@@ -272,11 +280,10 @@ pub fn look(store: &Store) -> Vec<Finding> {
     }
     match history::read(store.dir()) {
         Ok(lines) => {
-            // A cut may tear a line, of which there is at most one at the end.
-            let torn = |line: &Line| matches!(line, Line::Other(_));
-            let before_last = &lines[..lines.len().saturating_sub(1)];
-            if before_last.iter().any(torn) {
-                findings.push("the history has a broken line before its last".to_owned());
+            // A cut may tear the line that is being written; the next one closes it.
+            let torn = lines.iter().filter(|line| matches!(line, Line::Other(_))).count();
+            if torn > MOST_CUTS {
+                findings.push(format!("the history has {torn} broken lines"));
             }
         }
         Err(error) => findings.push(words(error)),

@@ -58,11 +58,6 @@ impl Published {
         Ok(Self { outside: outside.to_owned(), keys, repository, weight })
     }
 
-    /// The root of trust that a device is given.
-    pub fn trust_root(&self) -> Result<Vec<u8>, String> {
-        fs::read(path(&self.outside).join("metadata/1.root.json")).map_err(|e| words(&e))
-    }
-
     /// Builds and publishes release number `version`, from 1 on; gives its name.
     pub fn publish(&self, version: u64, now: Timestamp) -> Result<String, String> {
         let tree = self.outside.join("tree");
@@ -94,6 +89,11 @@ impl Published {
         let rotated = self.repository.rotate(role, &options, &self.keys, now);
         rotated.map(drop).map_err(|error| words(&error))
     }
+}
+
+/// The root of trust that a device is given.
+pub fn trust_root(outside: &Path) -> Result<Vec<u8>, String> {
+    fs::read(path(outside).join("metadata/1.root.json")).map_err(|e| words(&e))
 }
 
 /// Where the repository is.

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use varve_testkit::crash::Recording;
+
 use crate::device::Recorder;
 use crate::disk::{FileSystem, copy_image};
 use crate::error::{Result, RigError};
@@ -21,6 +23,7 @@ use crate::log::Log;
 use crate::scenario::{Before, Finding, Scenario, SharedMark, Site, below};
 use crate::server::Host;
 use crate::states::{State, Timeline, plan};
+use crate::strict;
 
 /// Of so many states one is looked over by the file system's own checker too.
 const CHECK_EVERY: usize = 16;
@@ -56,14 +59,22 @@ pub struct Case<'a> {
 /// What a run left, and the disk before it.
 #[derive(Debug)]
 pub struct Recorded {
-    base: PathBuf,
-    log: Log,
-    before: Before,
-    outside: PathBuf,
+    pub(crate) tape: Tape,
+    pub(crate) before: Before,
+    pub(crate) outside: PathBuf,
     /// `4 then ` when this is the recovery from state 4.
-    origin: String,
+    pub(crate) origin: String,
     /// The safety steps that it passed, and how often; in a build with faults alone.
     pub steps: BTreeMap<String, u64>,
+}
+
+/// What was heard of the disk.
+#[derive(Debug)]
+pub(crate) enum Tape {
+    /// Its writes and flushes, and its image before them.
+    Disk { base: PathBuf, log: Log },
+    /// The changes of names and files.
+    Names(Recording),
 }
 
 /// A state that broke a promise.
@@ -78,7 +89,7 @@ pub struct Failing {
 }
 
 /// How the names of checks begin, as against syncs and renames.
-const CHECK: &str = "check.";
+pub const CHECK: &str = "check.";
 /// How findings begin that are the kernel's file system's alone.
 const FS: &str = "the file system itself:";
 
@@ -112,15 +123,8 @@ pub struct Outcome {
     pub time: Duration,
 }
 
-impl Recorded {
-    /// The log.
-    pub fn log(&self) -> &Log {
-        &self.log
-    }
-}
-
 impl Case<'_> {
-    fn error(&self, doing: &'static str) -> impl Fn(String) -> RigError {
+    pub(crate) fn error(&self, doing: &'static str) -> impl Fn(String) -> RigError {
         let scenario = self.scenario.name().to_owned();
         move |why| RigError::Scenario { scenario: scenario.clone(), doing, why }
     }
@@ -144,6 +148,9 @@ impl Case<'_> {
 
     /// Prepares the disk and records the scenario once.
     pub fn record(&self) -> Result<Recorded> {
+        if self.fs.is_model() {
+            return strict::record(self);
+        }
         let (image, site, facts) = self.prepared()?;
         let before = Before { facts, marks: Vec::new() };
         let run = |before: &Before, mark: SharedMark| {
@@ -182,11 +189,12 @@ impl Case<'_> {
         drop(recorder);
         let _ = std::fs::remove_file(&live);
         done?;
-        Ok(Recorded { base, log, before, outside: site.outside.clone(), origin, steps })
+        let tape = Tape::Disk { base, log };
+        Ok(Recorded { tape, before, outside: site.outside.clone(), origin, steps })
     }
 
     /// Judges about `count` states of a recording, and for `deep` of them about as many
-    /// states each of the recovery from it.
+    /// states each of the recovery from it (of a real file system's).
     pub fn judge(
         &self,
         recorded: &Recorded,
@@ -195,48 +203,63 @@ impl Case<'_> {
         seed: u64,
     ) -> Result<Outcome> {
         let started = Instant::now();
-        let states = plan(&recorded.log, count, seed);
-        let of = states.len();
-        let share = of.div_ceil(self.workers.max(1)).max(1);
         let total = Shared::default();
-        let judge = || {
-            std::thread::scope(|scope| {
-                let threads: Vec<_> = states
-                    .chunks(share)
-                    .enumerate()
-                    .map(|(number, chunk)| {
-                        let total = &total;
-                        scope.spawn(move || {
-                            let scratch = below(self.scratch, &format!("worker-{number}"))?;
-                            let worker = Worker { case: self, recorded, scratch, total };
-                            worker.go(chunk, number * share, of, deep, seed)
-                        })
-                    })
-                    .collect();
-                threads
-                    .into_iter()
-                    .map(|thread| thread.join().expect("judging catches panics"))
-                    .collect::<Vec<Result<()>>>()
-            })
+        let judge = || match &recorded.tape {
+            Tape::Disk { base, log } => {
+                let tape = (base.as_path(), log);
+                self.judge_disk(recorded, tape, &total, count, deep, seed)
+            }
+            Tape::Names(names) => strict::judge(self, recorded, names, &total, count, seed),
         };
         // A check is what a recovery relies on, a sync what the recorded run owed.
         let check = self.fault.filter(|step| step.starts_with(CHECK));
-        let (results, mut steps) = armed(check, None, judge);
+        let (judged, mut steps) = armed(check, None, judge);
         steps.retain(|step, _| step.starts_with(CHECK));
-        results.into_iter().collect::<Result<()>>()?;
+        judged?;
         let failing = total.failing.into_inner().expect("nothing panics while it holds this");
         let (not_ours, failing) = failing
             .into_iter()
             .partition(|f: &Failing| !self.fs.keeps_word || f.is_torn_file_system());
+        let (flushes, bytes) = match &recorded.tape {
+            Tape::Disk { log, .. } => (log.flushes(), log.bytes()),
+            Tape::Names(names) => (names.syncs().len(), 0),
+        };
         Ok(Outcome {
             tried: total.tried.into_inner(),
             deep: total.deep.into_inner(),
-            flushes: recorded.log.flushes(),
-            bytes: recorded.log.bytes(),
+            flushes,
+            bytes,
             checks: steps,
             failing,
             not_ours,
             time: started.elapsed(),
+        })
+    }
+
+    fn judge_disk(
+        &self,
+        recorded: &Recorded,
+        (base, log): (&Path, &Log),
+        total: &Shared,
+        count: usize,
+        deep: Deep,
+        seed: u64,
+    ) -> Result<()> {
+        let states = plan(log, count, seed);
+        let of = states.len();
+        let share = of.div_ceil(self.workers.max(1)).max(1);
+        let judge = |number: usize, chunk: &[State]| {
+            let scratch = below(self.scratch, &format!("worker-{number}"))?;
+            let worker = Worker { case: self, recorded, base, log, scratch, total };
+            worker.go(chunk, number * share, of, deep, seed)
+        };
+        std::thread::scope(|scope| {
+            let chunks = states.chunks(share).enumerate();
+            let threads: Vec<_> =
+                chunks.map(|(number, chunk)| scope.spawn(move || judge(number, chunk))).collect();
+            threads
+                .into_iter()
+                .try_for_each(|thread| thread.join().expect("judging catches panics"))
         })
     }
 
@@ -248,41 +271,49 @@ impl Case<'_> {
         before: &Before,
         check: bool,
     ) -> Vec<Finding> {
-        let judged =
-            std::panic::catch_unwind(AssertUnwindSafe(|| self.judge_mounted(image, site, before)));
-        let mut findings = judged.unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-            vec![format!("panic: {}", text.unwrap_or("without words"))]
-        });
+        let mut findings = match self.fs.mount_repaired(image, &site.disk) {
+            Ok(mounted) => {
+                let mut findings = self.judge_at(site, before);
+                findings.extend(mounted.unmount().err().map(|error| error.chain()));
+                findings
+            }
+            Err(error) => vec![format!("{FS} it cannot be mounted: {}", error.chain())],
+        };
         if check && let Err(error) = self.fs.check(image) {
             findings.push(format!("{FS} {}", error.chain()));
         }
         findings
     }
 
-    fn judge_mounted(&self, image: &Path, site: &Site, before: &Before) -> Vec<Finding> {
-        let mounted = match self.fs.mount_repaired(image, &site.disk) {
-            Ok(mounted) => mounted,
-            Err(error) => return vec![format!("{FS} it cannot be mounted: {}", error.chain())],
+    /// Judges what is mounted at `site`. A panic is a finding.
+    pub(crate) fn judge_at(&self, site: &Site, before: &Before) -> Vec<Finding> {
+        let judge = || {
+            let mut findings = self.scenario.look(site, before);
+            match self.scenario.recover(site, before, &|_| ()) {
+                Ok(recovery) => findings.extend(self.scenario.done(site, before, &recovery)),
+                Err(why) => findings.push(format!("it does not recover: {why}")),
+            }
+            findings
         };
-        let mut findings = self.scenario.look(site, before);
-        match self.scenario.recover(site, before, &|_| ()) {
-            Ok(recovery) => findings.extend(self.scenario.done(site, before, &recovery)),
-            Err(why) => findings.push(format!("it does not recover: {why}")),
-        }
-        if let Err(error) = mounted.unmount() {
-            findings.push(error.chain());
-        }
-        findings
+        std::panic::catch_unwind(AssertUnwindSafe(judge)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            vec![format!("panic: {}", text.unwrap_or("without words"))]
+        })
+    }
+
+    /// Whether no more states need be judged.
+    pub(crate) fn enough(&self, total: &Shared) -> bool {
+        total.stop.load(Ordering::Relaxed)
+            || self.until.is_some_and(|until| Instant::now() >= until)
     }
 }
 
 #[cfg(feature = "faults")]
-use crate::faults::without as armed;
+pub(crate) use crate::faults::without as armed;
 
 #[cfg(not(feature = "faults"))]
-fn armed<T>(
+pub(crate) fn armed<T>(
     _: Option<&str>,
     _: Option<&SharedMark>,
     work: impl FnOnce() -> T,
@@ -299,17 +330,34 @@ pub struct Deep {
     pub states: usize,
 }
 
-#[derive(Default)]
-struct Shared {
+/// What all workers have done.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
     tried: AtomicUsize,
     deep: AtomicUsize,
     stop: AtomicBool,
     failing: Mutex<Vec<Failing>>,
 }
 
+impl Shared {
+    /// A state was judged.
+    pub(crate) fn judged(&self, case: &Case<'_>, failing: Failing) {
+        self.tried.fetch_add(1, Ordering::Relaxed);
+        if failing.findings.is_empty() {
+            return;
+        }
+        if case.first_only && !failing.is_torn_file_system() {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+        self.failing.lock().expect("nothing panics while it holds this").push(failing);
+    }
+}
+
 struct Worker<'a> {
     case: &'a Case<'a>,
     recorded: &'a Recorded,
+    base: &'a Path,
+    log: &'a Log,
     scratch: PathBuf,
     total: &'a Shared,
 }
@@ -319,27 +367,30 @@ impl Worker<'_> {
     fn go(&self, states: &[State], first: usize, of: usize, deep: Deep, seed: u64) -> Result<()> {
         let every = if deep.origins == 0 { usize::MAX } else { of.div_ceil(deep.origins).max(1) };
         let path = self.scratch.join("timeline.img");
-        let mut timeline = Timeline::new(&self.recorded.log, &self.recorded.base, path)?;
+        let mut timeline = Timeline::new(self.log, self.base, path)?;
         let image = self.scratch.join("state.img");
         for (number, &state) in (first..).zip(states) {
-            if self.enough() {
+            if self.case.enough(self.total) {
                 break;
             }
             timeline.lay_out(state, &image)?;
             let mut before = self.recorded.before.clone();
-            before.marks.extend(self.recorded.log.marks(state.latest(&self.recorded.log)));
+            before.marks.extend(self.log.marks(state.latest(self.log)));
             let site = self.site();
             let check = number % CHECK_EVERY == 0;
             let mut findings = self.case.judge_image(&image, &site, &before, check);
             findings.retain(|finding| !self.case.known.contains(finding));
             let _ = std::fs::remove_file(&image);
-            self.total.tried.fetch_add(1, Ordering::Relaxed);
             let name = format!("{}{state}", self.recorded.origin);
-            if !findings.is_empty() {
+            let well = findings.is_empty();
+            let mut failing = Failing { state: name, findings, kept: None };
+            if !well {
                 timeline.lay_out(state, &image)?;
-                self.failed(name, findings, &before, &image)?;
+                self.keep(&mut failing, &before, &image)?;
                 let _ = std::fs::remove_file(&image);
-            } else if number % every == every / 2 {
+            }
+            self.total.judged(self.case, failing);
+            if well && number % every == every / 2 {
                 timeline.lay_out(state, &image)?;
                 self.second(&image, before, format!("{state} then "), deep.states, seed)?;
                 let _ = std::fs::remove_file(&image);
@@ -363,9 +414,11 @@ impl Worker<'_> {
             recovered.map(drop).map_err(self.case.error("recovering undisturbed"))
         };
         let recorded = self.case.record_work(image, &site, before, origin, recover)?;
-        let states = plan(&recorded.log, count, seed);
+        let Tape::Disk { base, log } = &recorded.tape else { return Ok(()) };
+        let states = plan(log, count, seed);
         let scratch = below(&self.scratch, "deep")?;
-        let worker = Worker { case: self.case, recorded: &recorded, scratch, total: self.total };
+        let (case, recorded, total) = (self.case, &recorded, self.total);
+        let worker = Worker { case, recorded, base, log, scratch, total };
         worker.go(&states, 0, states.len(), Deep::default(), seed)?;
         self.total.deep.fetch_add(states.len(), Ordering::Relaxed);
         Ok(())
@@ -375,32 +428,15 @@ impl Worker<'_> {
         Site { disk: self.scratch.join("disk"), outside: self.recorded.outside.clone() }
     }
 
-    fn enough(&self) -> bool {
-        self.total.stop.load(Ordering::Relaxed)
-            || self.case.until.is_some_and(|until| Instant::now() >= until)
-    }
-
-    fn failed(
-        &self,
-        state: String,
-        findings: Vec<Finding>,
-        before: &Before,
-        image: &Path,
-    ) -> Result<()> {
-        let mut failing = Failing { state: state.clone(), findings, kept: None };
-        if self.case.first_only && !failing.is_torn_file_system() {
-            self.total.stop.store(true, Ordering::Relaxed);
-        }
-        if let Some(dir) = self.case.keep {
-            let mut about = About::new(self.case.scenario.name(), self.case.fs.name, state.clone());
-            about.fault = self.case.fault.map(str::to_owned);
-            about.facts = before.facts.clone();
-            about.marks = before.marks.clone();
-            about.findings = failing.findings.clone();
-            failing.kept = Some(kept::keep(dir, about, image, &self.recorded.outside)?);
-        }
-        let mut all = self.total.failing.lock().expect("nothing panics while it holds this");
-        all.push(failing);
+    fn keep(&self, failing: &mut Failing, before: &Before, image: &Path) -> Result<()> {
+        let Some(dir) = self.case.keep else { return Ok(()) };
+        let state = failing.state.clone();
+        let mut about = About::new(self.case.scenario.name(), self.case.fs.name, state);
+        about.fault = self.case.fault.map(str::to_owned);
+        about.facts = before.facts.clone();
+        about.marks = before.marks.clone();
+        about.findings = failing.findings.clone();
+        failing.kept = Some(kept::keep(dir, about, image, &self.recorded.outside)?);
         Ok(())
     }
 }

@@ -6,8 +6,8 @@
 //! Without a listener an event costs one load of an atomic.
 
 use std::path::{Path, PathBuf};
-use std::sync::RwLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 /// One change, after it was made. Paths are those that the directories were opened by.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -50,25 +50,36 @@ pub enum Event {
 type Listener = Box<dyn Fn(&Event) + Send + Sync>;
 
 static LISTENING: AtomicBool = AtomicBool::new(false);
-static LISTENER: RwLock<Option<Listener>> = RwLock::new(None);
+static LISTENERS: RwLock<Vec<(u64, Listener)>> = RwLock::new(Vec::new());
+static NUMBER: AtomicU64 = AtomicU64::new(0);
 
-/// Sends every event of this process to `listener`, in place of the one before.
-pub fn listen(listener: impl Fn(&Event) + Send + Sync + 'static) {
-    *LISTENER.write().expect("no listener panics") = Some(Box::new(listener));
+/// Somebody who listens, until this is dropped.
+#[derive(Debug)]
+#[must_use = "the listening ends when it is dropped"]
+pub struct Listening(u64);
+
+/// Sends every event of this process to `listener` too.
+pub fn listen(listener: impl Fn(&Event) + Send + Sync + 'static) -> Listening {
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    LISTENERS.write().expect("no listener panics").push((number, Box::new(listener)));
     LISTENING.store(true, Ordering::SeqCst);
+    Listening(number)
 }
 
-/// Ends the listening.
-pub fn silence() {
-    LISTENING.store(false, Ordering::SeqCst);
-    *LISTENER.write().expect("no listener panics") = None;
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let mut listeners = LISTENERS.write().unwrap_or_else(PoisonError::into_inner);
+        listeners.retain(|(number, _)| *number != self.0);
+        LISTENING.store(!listeners.is_empty(), Ordering::SeqCst);
+    }
 }
 
 pub(crate) fn emit(event: impl FnOnce() -> Event) {
-    if LISTENING.load(Ordering::Relaxed)
-        && let Some(listener) = &*LISTENER.read().expect("no listener panics")
-    {
-        listener(&event());
+    if LISTENING.load(Ordering::Relaxed) {
+        let event = event();
+        for (_, listener) in &*LISTENERS.read().expect("no listener panics") {
+            listener(&event);
+        }
     }
 }
 

@@ -50,6 +50,51 @@ fn without_its_fsync_a_replaced_file_may_be_empty() {
 }
 
 #[test]
+fn blocks_that_were_not_synced_hold_anything_where_they_were_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("f"), [b'o'; 3000]).unwrap();
+    let dir = Dir::open(folder.path()).unwrap();
+    let (recording, ()) = crash::record(folder.path(), || {
+        let mut file = dir.edit_file("f").unwrap();
+        file.seek_to(1000).unwrap();
+        file.write_all(&[b'n'; 4000]).unwrap();
+    });
+    let mut kinds: std::collections::BTreeSet<u8> = std::collections::BTreeSet::new();
+    for seed in 0..8 {
+        let text = text(&recording.image(recording.len(), crash::Survival::Stale(seed))).unwrap();
+        assert_eq!(text.len(), 5000);
+        assert!(text[..1000].iter().all(|byte| *byte == b'o'), "it was not written");
+        kinds.extend(&text[1000..]);
+    }
+    assert_eq!(kinds.len(), 2, "new, or what was there before: {kinds:?}");
+    let synced = recording.image(recording.len(), crash::Survival::SyncedOnly);
+    assert_eq!(text(&synced), Some(vec![b'o'; 3000]));
+}
+
+#[test]
+fn what_is_not_told_is_seen_with_the_next_sync_of_the_file_system() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("root");
+    let dir = Dir::open(folder.path()).unwrap();
+    dir.mkdir("root", 0o755).unwrap();
+    let other = folder.path().join("other");
+    std::os::unix::fs::symlink("root", &other).unwrap();
+    let recorder = crash::Recorder::start(&root, std::slice::from_ref(&other));
+    let mark = recorder.marker();
+    let dir = Dir::open(&other).unwrap();
+    dir.create_file("told", 0o644).unwrap();
+    std::fs::write(root.join("f"), b"by another program").unwrap();
+    mark("written".to_owned());
+    durable::sync_file_system(&dir).unwrap();
+    let recording = recorder.end();
+    let all = recording.image(recording.len() - 1, crash::Survival::Everything);
+    assert_eq!(text(&all), None);
+    let synced = recording.image(recording.len(), crash::Survival::SyncedOnly);
+    assert_eq!(text(&synced), Some(b"by another program".to_vec()));
+    assert_eq!(recording.marks(), [(1, "written".to_owned())]);
+}
+
+#[test]
 fn a_directory_comes_back_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let dir = Dir::open(folder.path()).unwrap();

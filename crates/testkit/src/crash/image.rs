@@ -5,7 +5,13 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
+use rand::Rng;
 use varve_sys::{Attributes, Dir, FileType, Stat};
+
+/// What a disk writes whole, in bytes.
+const SECTOR: usize = 512;
+/// A byte of a block that was somebody else's; it is in no text.
+const LEFT_THERE: u8 = 0xa5;
 
 /// What an inode is, with its attributes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -71,6 +77,28 @@ impl Inode {
             return self.clone();
         }
         Self { bytes: Arc::default(), xattrs: Vec::new(), mtime: (0, 0), ..self.clone() }
+    }
+
+    /// The inode as a disk shows it that had got round to a part of its blocks: in the others
+    /// the bytes that `durable` does not have are what another file had left there.
+    pub(super) fn stale(&self, durable: Option<&Self>, random: &mut impl Rng) -> Self {
+        if FileType::from_raw_mode(self.mode) != FileType::RegularFile {
+            return self.clone();
+        }
+        let old = durable.map(|durable| Arc::clone(&durable.bytes)).unwrap_or_default();
+        let mut bytes = self.bytes.to_vec();
+        for (number, piece) in bytes.chunks_mut(SECTOR).enumerate() {
+            if random.random() {
+                continue;
+            }
+            let at = number * SECTOR;
+            for (offset, byte) in piece.iter_mut().enumerate() {
+                if old.get(at + offset) != Some(byte) {
+                    *byte = LEFT_THERE;
+                }
+            }
+        }
+        Self { bytes: Arc::new(bytes), ..self.clone() }
     }
 }
 

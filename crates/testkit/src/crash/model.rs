@@ -124,6 +124,10 @@ impl<'a> Model<'a> {
                 }
             }
             Event::SyncFileSystem(_) => {
+                if let Some(whole) = &logged.whole {
+                    *self = Self::new(self.root, whole, &[]);
+                    return;
+                }
                 self.settle_names(|_| true);
                 for node in std::mem::take(&mut self.dirty) {
                     self.durable.inodes.insert(node, self.inodes[&node].clone());
@@ -163,7 +167,9 @@ impl<'a> Model<'a> {
     pub(super) fn image(&self, survival: Survival) -> Image {
         let mut image = self.durable.clone();
         let mut random = StdRng::seed_from_u64(match survival {
-            Survival::Some(seed) => seed.wrapping_mul(0x9e37_79b9) ^ self.pending.len() as u64,
+            Survival::Some(seed) | Survival::Stale(seed) => {
+                seed.wrapping_mul(0x9e37_79b9) ^ self.pending.len() as u64
+            }
             _ => 0,
         });
         // For each directory: how many of its oldest pending changes survived.
@@ -174,7 +180,7 @@ impl<'a> Model<'a> {
         for count in kept.values_mut() {
             *count = match survival {
                 Survival::SyncedOnly => 0,
-                Survival::Everything | Survival::NamesOnly => *count,
+                Survival::Everything | Survival::NamesOnly | Survival::Stale(_) => *count,
                 Survival::Some(_) => random.random_range(0..=*count),
             };
         }
@@ -189,6 +195,11 @@ impl<'a> Model<'a> {
             let inode = &self.inodes[&node];
             let whole = match survival {
                 Survival::SyncedOnly | Survival::NamesOnly => false,
+                Survival::Stale(_) => {
+                    let stale = inode.stale(image.inodes.get(&node), &mut random);
+                    image.inodes.insert(node, stale);
+                    continue;
+                }
                 Survival::Everything => true,
                 Survival::Some(_) => random.random_bool(0.5),
             };
