@@ -219,7 +219,8 @@ fn announce(store: &Store, record: &Record, sign: Sign) -> Result<(), SysError> 
     let length = store.dir().stat_opt(history::FILE)?.map_or(0, |stat| stat.size);
     let announced = Announced { line: record.to_line(), length, sign };
     let text = toml::to_string(&announced).expect("plain data");
-    durable::replace_file(store.dir(), FILE, text.as_bytes(), 0o644)
+    // One that is torn is dropped, and the act is not done then.
+    durable::write_file(store.dir(), FILE, text.as_bytes(), 0o644)
 }
 
 /// Tells what a cut kept from being told: called by whoever may change the device, before

@@ -111,6 +111,8 @@ pub fn init(places: Places, init: &Init<'_>, context: &Context<'_>) -> Result<Ma
         }
     };
     let config_installed = install_config(&device.store, &deployment, &installed)?;
+    // The deployment's name and the configuration, before the selection names them.
+    durable::sync_file_system(device.store.dir())?;
     device.store.mark_confirmed(deployment.name())?;
     let selection = transition::promote(None, deployment.name(), None)?;
     let record = Record::new(context.now, Event::Init)
@@ -119,7 +121,6 @@ pub fn init(places: Places, init: &Init<'_>, context: &Context<'_>) -> Result<Ma
         .with("fetched", fetched);
     announce::selected::<Error>(&device.store, &selection, record)?;
     crate::collect::by_policy(&device, &writer, true, context)?;
-    durable::sync_file_system(device.store.dir())?;
     let deployment = deployment.name().clone();
     Ok(Made { deployment, release, fetched, config_installed })
 }
@@ -184,8 +185,9 @@ fn install_config(store: &Store, deployment: &Deployment, text: &str) -> Result<
         dir = like_release(&dir, component.as_ref(), &path, &manifest)?;
     }
     let name = file.name().to_string_lossy();
-    durable::replace_file(&dir, &name, text.as_bytes(), 0o644)?;
-    durable::sync_file_system(&dir)?;
+    // Left by a run that was cut.
+    dir.remove_all(&*name)?;
+    dir.create_file(&*name, 0o644)?.write_all(text.as_bytes())?;
     Ok(true)
 }
 

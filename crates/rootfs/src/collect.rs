@@ -124,7 +124,7 @@ pub fn execute(store: &Store, plan: &CollectPlan) -> Result<(), SysError> {
         durable::discard(store.layers_dir(), name.as_str(), trash)?;
     }
     for name in &plan.trees {
-        durable::discard(store.trees_dir(), name.as_str(), trash)?;
+        durable::clear_away(store.trees_dir(), name.as_str(), trash)?;
     }
     for name in &plan.incoming {
         match store.incoming().unlink(name) {

@@ -67,7 +67,7 @@ impl Draft<'_> {
 
     /// Deletes it.
     pub fn abandon(self) -> varve_sys::Result<()> {
-        durable::discard(self.store.staging(), self.name.as_str(), self.store.trash())
+        durable::clear_away(self.store.staging(), self.name.as_str(), self.store.trash())
     }
 }
 
@@ -113,9 +113,9 @@ pub fn restack(
     }
     stage::commit_deployment(store, &staging, name)?;
 
-    // Durably: a staging that came back with a cut would take its layer for one of a commit that
-    // was interrupted, and an own layer may be in no stack.
-    let _ = durable::discard(store.staging(), name.as_str(), store.trash());
+    // Durable with the deployment: a staging that came back later would take its layer for one
+    // of a commit that was interrupted, and an own layer may be in no stack.
+    stage::tidy(store, name);
     Ok(Deployment { record, confirmed: false, pinned: false })
 }
 

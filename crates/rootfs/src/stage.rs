@@ -198,14 +198,14 @@ pub(crate) fn or_discard<T, E>(
     result: std::result::Result<T, E>,
 ) -> std::result::Result<T, E> {
     if result.is_err() {
-        let _ = durable::discard(store.staging(), name.as_str(), store.trash());
+        let _ = durable::clear_away(store.staging(), name.as_str(), store.trash());
     }
     result
 }
 
 /// An empty staging/<name>; what an earlier attempt left there goes.
 pub(crate) fn begin(store: &Store, name: &DeploymentName) -> Result<Dir> {
-    durable::discard(store.staging(), name.as_str(), store.trash())?;
+    durable::clear_away(store.staging(), name.as_str(), store.trash())?;
     let staging = store.staging().make_dir(name, 0o700)?;
     let owner = format!("pid {}\n", std::process::id());
     staging.create_file(OWNER, 0o644)?.write_all(owner.as_bytes())?;
@@ -250,7 +250,7 @@ impl<'a> Staged<'a> {
     /// Deletes it.
     pub fn abandon(self) -> Result<()> {
         let name = self.plan.name.as_str();
-        Ok(durable::discard(self.store.staging(), name, self.store.trash())?)
+        Ok(durable::clear_away(self.store.staging(), name, self.store.trash())?)
     }
 
     /// The staged part, and the layers below that are here already.
@@ -278,7 +278,8 @@ impl Verified<'_> {
     }
 
     /// Makes it a deployment. Until the rename into deployments/ there is none, from
-    /// then on there is, whole and durable. What cannot be committed is deleted.
+    /// then on there is, whole; durably so with the next sync of the file system, which the
+    /// caller owes before anything names it. What cannot be committed is deleted.
     pub fn commit(self, details: Details) -> Result<Deployment> {
         let (store, name) = (self.staged.store, self.staged.plan.name.clone());
         let (record, part) = or_discard(store, &name, self.prepare(details))?;
@@ -367,13 +368,15 @@ pub(crate) fn make_deployment_dir(staging: &Dir) -> varve_sys::Result<Dir> {
     staging.make_dir(DEPLOYMENT, 0o755)
 }
 
-/// The one rename from which on there is a deployment; all of it is durable before.
+/// The one rename from which on there is a deployment; all of it is durable before. The rename
+/// itself is with the next sync of the file system, which [`crate::state::carry`] makes:
+/// nothing may be promised of the deployment before.
 pub(crate) fn commit_deployment(
     store: &Store,
     staging: &Dir,
     name: &DeploymentName,
 ) -> varve_sys::Result<()> {
-    durable::commit_rename(staging, DEPLOYMENT, store.deployments_dir(), name.as_str())
+    staging.rename_new(DEPLOYMENT, store.deployments_dir(), name.as_str())
 }
 
 /// After a commit: what is left of the way goes now, or with the next sweep, which leaves the part
@@ -477,7 +480,7 @@ pub fn sweep(store: &Store) -> Result<Swept> {
             durable::discard(place, part.name.as_str(), store.trash())?;
             swept.removed.push(format!("{prefix}{}", part.name));
         }
-        durable::discard(store.staging(), name.as_str(), store.trash())?;
+        durable::clear_away(store.staging(), name.as_str(), store.trash())?;
         swept.removed.push(shown);
     }
     swept.removed.extend(state::sweep(store)?);

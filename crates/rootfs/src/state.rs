@@ -82,7 +82,7 @@ pub(crate) fn prepare(store: &Store, record: &DeploymentRecord, manifest: &Manif
     }
     let versioned = store.state().make_dir(VERSIONED, 0o755)?;
     // Left by a deployment of this name that is gone.
-    durable::discard(&versioned, record.name.as_str(), store.trash())?;
+    durable::clear_away(&versioned, record.name.as_str(), store.trash())?;
     make_versioned(&versioned, record.name.as_str(), record, manifest)?;
     for state in &record.state {
         let entry = directory(manifest, state.path.tree_path()).expect("checked above");
@@ -202,7 +202,7 @@ pub(crate) fn sweep(store: &Store) -> varve_sys::Result<Vec<String>> {
             _ => false,
         };
         if orphan {
-            durable::discard(&versioned, name, store.trash())?;
+            durable::clear_away(&versioned, name, store.trash())?;
             removed.push(format!("state/{VERSIONED}/{name}"));
         }
     }
@@ -212,7 +212,7 @@ pub(crate) fn sweep(store: &Store) -> varve_sys::Result<Vec<String>> {
 /// Takes a deployment's versioned state away; shared and bound state are nobody's own.
 pub(crate) fn discard(store: &Store, name: &DeploymentName) -> varve_sys::Result<()> {
     match store.state().open_dir_opt(VERSIONED)? {
-        Some(versioned) => durable::discard(&versioned, name.as_str(), store.trash()),
+        Some(versioned) => durable::clear_away(&versioned, name.as_str(), store.trash()),
         None => Ok(()),
     }
 }

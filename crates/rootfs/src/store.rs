@@ -156,7 +156,8 @@ pub struct Strange {
 }
 
 impl Store {
-    /// Makes `/varve` in a physical root, or what is missing of it. Durable.
+    /// Makes `/varve` in a physical root, or what is missing of it. It is durable with the next sync of
+    /// the file system, before which nothing may be promised.
     pub fn create(physical_root: &Dir) -> Result<Self> {
         let varve = physical_root.make_dir("varve", 0o700)?;
         for name in ["deployments", "layers", "trees", "incoming", "staging", "trash", "boot"] {
@@ -166,9 +167,6 @@ impl Store {
         for name in ["versioned", "shared", "bind"] {
             state.make_dir(name, 0o755)?;
         }
-        durable::sync_directory(&state)?;
-        durable::sync_directory(&varve)?;
-        durable::sync_directory(physical_root)?;
         Self::open(physical_root)
     }
 
@@ -317,7 +315,7 @@ impl Store {
     pub fn set_layer_removed(&self, name: &LayerName, removed: bool) -> Result<()> {
         let dir = self.layers.open_dir(name)?;
         match (removed, dir.stat_opt(REMOVED)?.is_some()) {
-            (true, false) => Ok(durable::replace_file(&dir, REMOVED, b"", 0o644)?),
+            (true, false) => set_mark(&dir, REMOVED),
             (false, true) => {
                 dir.unlink(REMOVED)?;
                 Ok(durable::sync_directory(&dir)?)
@@ -367,7 +365,7 @@ impl Store {
 
     /// Notes, durably, that the deployment works.
     pub fn mark_confirmed(&self, name: &DeploymentName) -> Result<()> {
-        Ok(durable::replace_file(&self.deployment_dir(name)?, CONFIRMED, b"", 0o644)?)
+        set_mark(&self.deployment_dir(name)?, CONFIRMED)
     }
 
     /// Takes the confirmation back, durably (after a roll back).
@@ -380,7 +378,7 @@ impl Store {
         if !pinned {
             return self.unmark(name, PINNED);
         }
-        Ok(durable::replace_file(&self.deployment_dir(name)?, PINNED, b"", 0o644)?)
+        set_mark(&self.deployment_dir(name)?, PINNED)
     }
 
     /// How long a deployment has worked; none where nothing, or nothing readable, was noted.
@@ -470,6 +468,14 @@ impl Store {
             .open_dir_opt(name)?
             .ok_or_else(|| StoreError::NoDeployment { name: name.clone() })
     }
+}
+
+/// Makes an empty file, of which nothing but the name counts, durably.
+fn set_mark(dir: &Dir, mark: &str) -> Result<()> {
+    if dir.stat_opt(mark)?.is_none() {
+        dir.create_file(mark, 0o644)?;
+    }
+    Ok(durable::sync_directory(dir)?)
 }
 
 /// Lists the directories of `dir` that have a name of ours and that `read` can read.

@@ -368,6 +368,25 @@ fn a_missing_or_wrong_content_is_told() {
 }
 
 #[test]
+fn what_is_damaged_is_not_merged() {
+    if !support::is_root("what_is_damaged_is_not_merged") {
+        return;
+    }
+    let device = Device::new();
+    let (old, new) = pair();
+    let base = device.upgrade("old", &old, Layout::Overlay);
+    let update = device.upgrade("new", &new, Layout::Overlay);
+    let layers = update.record.stack.layers().len();
+    let dirs = device.store.stack_dirs(&base.record.stack).unwrap();
+    dirs[0].open_dir("a").unwrap().edit_file("b").unwrap().write_all(b"S").unwrap();
+    let (silent, cancel) = (Silent, Cancel::new());
+    let merged = merge(&device.store, update.name(), 0..layers, 0, Level::Full, &silent, &cancel);
+    assert!(matches!(merged.unwrap_err(), MergeError::Differs { .. }));
+    let now = device.store.deployment(update.name()).unwrap();
+    assert_eq!(now.record.stack, update.record.stack);
+}
+
+#[test]
 fn a_range_that_is_none_is_refused() {
     if !support::is_root("a_range_that_is_none_is_refused") {
         return;

@@ -9,6 +9,7 @@
 //! replace_file  temp file, fsync, rename, fsync dir -> old or new text, never a mix
 //! commit_rename sync done by caller, rename, fsync dir -> at the old place or the new
 //! append_line   one write, fsync                    -> the line is there or is cut off
+//! write_file    written, fsync, fsync dir           -> whole when it returns, a part before
 //! ```
 //!
 //! Each syncs the file system by a descriptor on it, never through the mounted root:
@@ -90,6 +91,27 @@ fn write_in_place(dir: &Dir, name: &str, bytes: &[u8], mode: u32) -> Result<()> 
     sync_names(dir)
 }
 
+/// Writes the file `name` of `dir` anew, durably. Until this returns the name may hold any part of
+/// it, or nothing, after a power cut: for what tells itself whether it is whole, by a digest or by
+/// its form.
+#[cfg_attr(feature = "faults", track_caller)]
+pub fn write_file(dir: &Dir, name: &str, bytes: &[u8], mode: u32) -> Result<()> {
+    dir.remove_all(name)?;
+    let unsynced = faults::out("write_file.fsync");
+    let mut file = dir.create_file(name, mode)?;
+    let written =
+        file.write_all(bytes).and_then(|()| if unsynced { Ok(()) } else { file.sync_always() });
+    if let Err(error) = written {
+        // The disk is full, most likely: give the blocks back.
+        let _ = dir.unlink(name);
+        return Err(error);
+    }
+    if faults::out("write_file.sync_directory") {
+        return Ok(());
+    }
+    sync_names(dir)
+}
+
 /// Moves `name` of `from` to `new` in `to`, which must be free, and makes that durable.
 /// The caller has made durable what lies under the name. After a power cut the thing
 /// stands at the old place or at the new. A rename is one transaction of every journaling
@@ -108,19 +130,33 @@ pub fn commit_rename(from: &Dir, name: impl AsRef<Path>, to: &Dir, new: &str) ->
 /// the trash, which the next sweep empties. Works on a full disk.
 #[cfg_attr(feature = "faults", track_caller)]
 pub fn discard(from: &Dir, name: &str, trash: &Dir) -> Result<()> {
-    let mut number = 0;
-    let new = loop {
-        let new = format!("{name}.{number}");
-        match from.rename_new(name, trash, &new) {
-            Err(error) if error.is_exists() => number += 1,
-            Err(error) if error.is_not_found() => return Ok(()),
-            other => break other.map(|()| new)?,
-        }
-    };
+    let Some(new) = move_away(from, name, trash)? else { return Ok(()) };
     if !faults::out("discard.sync_directory") {
         sync_names(from)?;
     }
     trash.remove_all(&new)
+}
+
+/// The same without a sync: after a power cut it may be back, whole or in part. For what nothing
+/// names, and the next sweep or collection takes away again.
+pub fn clear_away(from: &Dir, name: &str, trash: &Dir) -> Result<()> {
+    match move_away(from, name, trash)? {
+        Some(new) => trash.remove_all(&new),
+        None => Ok(()),
+    }
+}
+
+/// Moves `name` into `trash`; gives its name there.
+fn move_away(from: &Dir, name: &str, trash: &Dir) -> Result<Option<String>> {
+    let mut number = 0;
+    loop {
+        let new = format!("{name}.{number}");
+        match from.rename_new(name, trash, &new) {
+            Err(error) if error.is_exists() => number += 1,
+            Err(error) if error.is_not_found() => return Ok(None),
+            other => return other.map(|()| Some(new)),
+        }
+    }
 }
 
 /// Appends one line (without a newline inside) to the file `name`, made if missing,

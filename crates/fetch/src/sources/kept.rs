@@ -79,7 +79,7 @@ impl Kept {
         self.clear();
         if bytes.len() as u64 <= MAX_DOCUMENT {
             // On a full disk it is fetched once more: what must not fail is the upgrade.
-            let _ = durable::replace_file(&self.dir, &document_name(digest), bytes, 0o600);
+            let _ = durable::write_file(&self.dir, &document_name(digest), bytes, 0o600);
         }
     }
 
