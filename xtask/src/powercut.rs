@@ -12,6 +12,7 @@
 //! Everything else is `crates/powercut`, to which the other options go as they are.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use crate::device;
 use crate::guest;
@@ -27,6 +28,21 @@ const CI: &[&str] = &[
     "--fs xfs,btrfs --present --scenario primitives,upgrade,trial,strip --states 12 --deep 1 \
      --deep-states 4 --minutes 1.5",
     "--vm 30 --minutes 11",
+];
+
+/// Checks of digests: what they stand against is a source or a disk that changes bytes. Each has a
+/// test (package, file or `lib`, name) that turns red when it is taken out.
+const CHECKS: &[(&str, &str, &str, &str)] = &[
+    ("check.frame", "varve-fetch", "contents", "a_byte_that_flips_is_fetched_from_the_next_source"),
+    ("check.content", "varve-fetch", "contents", "a_part_that_rotted_is_not_passed_on"),
+    ("check.adopted", "varve-fetch", "contents", "a_cut_of_power_leaves_litter_that_is_swept"),
+    ("check.reached", "varve-fetch", "contents", "what_is_noted_beyond_the_name_of_a_part"),
+    ("check.document", "varve-fetch", "lib", "documents_are_checked"),
+    ("check.grain", "varve-agent", "deltas", "what_of_a_delta_rotted_is_fetched_again"),
+    ("check.grain_table", "varve-agent", "deltas", "what_of_a_delta_rotted_is_fetched_again"),
+    ("check.grain_fetched", "varve-agent", "deltas", "a_damaged_delta_is_left_for_packs"),
+    ("check.staged", "varve-rootfs", "stage", "a_missing_or_wrong_content_is_told"),
+    ("check.merged", "varve-rootfs", "stage", "what_is_damaged_is_not_merged"),
 ];
 
 /// Cuts the power at every point of varve's work and looks whether the device lives on.
@@ -86,6 +102,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result {
         }
         well &= rig.status()?.success();
     }
+    if faults {
+        well &= checks(&target)?;
+    }
     verdict(well)
 }
 
@@ -94,4 +113,32 @@ fn verdict(well: bool) -> Result {
         true => Ok(()),
         false => Err("the power-cut rig found what must not be: see above".into()),
     }
+}
+
+/// Runs the test of each check, with the check and without it.
+fn checks(target: &Path) -> Result<bool> {
+    println!("| check taken out | turned red |\n| --- | --- |");
+    let mut noticed = 0;
+    for (check, package, file, test) in CHECKS {
+        let passes = |out: Option<&str>| -> Result<bool> {
+            let mut cargo = cargo();
+            cargo.args(["test", "--quiet", "--features", "varve-sys/faults", "--package", package]);
+            match *file {
+                "lib" => cargo.arg("--lib"),
+                file => cargo.args(["--test", file]),
+            };
+            cargo.arg("--target-dir").arg(target).args(["--", test]);
+            cargo.envs(out.map(|check| ("VARVE_TAKE_OUT", check)));
+            Ok(cargo.output()?.status.success())
+        };
+        let verdict = match (passes(None)?, passes(Some(check))?) {
+            (true, false) => "yes",
+            (true, true) => "no",
+            (false, _) => "it fails with the check too",
+        };
+        noticed += usize::from(verdict == "yes");
+        println!("| `{check}` | {verdict}: `{package}` `{test}` |");
+    }
+    println!("{noticed} of {} noticed", CHECKS.len());
+    Ok(noticed == CHECKS.len())
 }

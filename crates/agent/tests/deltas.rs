@@ -212,3 +212,22 @@ fn what_of_a_delta_is_here_is_not_fetched_again() {
     assert!((10_000..16_000).contains(&done.fetched), "{}", done.fetched);
     lab.check_all();
 }
+
+#[test]
+fn what_of_a_delta_rotted_is_fetched_again() {
+    for is_table in [true, false] {
+        let lab = lab("");
+        assert_eq!(plan(&lab).delta.unwrap().bytes, 0);
+        let kept = lab.fingerprint("incoming").into_iter().find(|line| line.contains(".delta"));
+        let path = PathBuf::from(kept.unwrap().split(' ').next().unwrap());
+        let mut bytes = fs::read(&path).unwrap();
+        let at = if is_table { 0 } else { bytes.len() / 2 };
+        bytes[at] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let done = lab.upgrade();
+        assert!(done.without_delta.is_empty(), "{done:?}");
+        // The delta, and nothing in its place.
+        assert!((1..60_000).contains(&done.fetched), "{done:?}");
+        lab.check_all();
+    }
+}

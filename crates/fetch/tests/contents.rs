@@ -12,10 +12,10 @@ use std::time::Duration;
 use common::{World, day, hasty, http, noise};
 use varve_fetch::contents::{self, ContentsError, Report};
 use varve_fetch::{DirTransport, Sources, Transport, Verified, pack_index};
-use varve_format::ContentDigest;
 use varve_format::pack::PackIndex;
 use varve_format::release::{PackRef, ReleaseRecord};
 use varve_format::verity::content_digest;
+use varve_format::{ContentDigest, Sha256Digest};
 use varve_sys::Dir;
 use varve_sys::task::{Cancel, Progress, Silent, Unit};
 use varve_testkit::faulty::{Act, Request, Server};
@@ -553,6 +553,27 @@ fn a_cut_of_power_leaves_litter_that_is_swept() {
 }
 
 #[test]
+fn what_is_noted_beyond_the_name_of_a_part_is_taken_up_when_it_is_right() {
+    let (good, noted) = (10 * FRAME, 12 * FRAME);
+    for (wrong, reused) in [(0, noted), (1, good)] {
+        let case = Case::new();
+        let digest = case.expected.iter().find(|(_, bytes)| bytes.len() > FRAME * 30).unwrap().0;
+        let incoming = case.world.temp.path().join("incoming");
+        let mut part = case.expected[digest][..noted].to_vec();
+        let sha256 = Sha256Digest::of(&part[good..]);
+        // A block that a cut kept from being written.
+        part[good + 100] ^= wrong;
+        std::fs::write(incoming.join(format!("{digest}.{good}.part")), part).unwrap();
+        let note = format!("{digest} {good:020} {noted:020} {sha256}\n");
+        std::fs::write(incoming.join(".reached.new"), note).unwrap();
+        let (report, result) = case.fetch(&case.world.sources());
+        result.unwrap();
+        case.complete();
+        assert_eq!(report.reused, reused as u64);
+    }
+}
+
+#[test]
 fn a_part_that_rotted_is_not_passed_on() {
     let case = Case::new();
     let digest = *case.expected.iter().find(|(_, bytes)| bytes.len() > FRAME * 30).unwrap().0;
@@ -569,7 +590,6 @@ fn a_part_that_rotted_is_not_passed_on() {
 mod signed_lies {
     use super::*;
     use varve_fetch::Verified;
-    use varve_format::Sha256Digest;
     use varve_format::pack::{Location, PACK_MAGIC, PackIndex};
     use varve_format::release::PackRef;
 

@@ -346,5 +346,5 @@ fn merging() {
 fn collecting() {
     let before = |store: &Store| upgrade(store, Layout::HardLink);
     let prepare: [&dyn Fn(&Store); 2] = [&before, &confirm];
-    cut_everywhere("collect", Layout::HardLink, &prepare, &collect_first, "second", 5);
+    cut_everywhere("collect", Layout::HardLink, &prepare, &collect_first, "second", 3);
 }
