@@ -9,10 +9,12 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{World, day, noise};
+use varve_fetch::deltas::DeltaFile;
 use varve_fetch::{Trust, contents, pack_index};
-use varve_format::ContentDigest;
+use varve_format::delta::{DeltaRef, GRAIN};
 use varve_format::release::ReleaseRecord;
 use varve_format::verity::content_digest;
+use varve_format::{ContentDigest, ReleaseDigest, Sha256Digest};
 use varve_sys::Dir;
 use varve_sys::task::{Cancel, Silent};
 use varve_sys::trace::Event;
@@ -25,8 +27,12 @@ const FRAME: u64 = 256 << 10;
 
 /// Fails unless leaving out any one sync makes `check` fail.
 fn every_sync_counts(recording: &Recording, check: impl Fn(&Recording) -> Check) {
+    these_syncs_count(recording, &recording.syncs(), check);
+}
+
+fn these_syncs_count(recording: &Recording, syncs: &[usize], check: impl Fn(&Recording) -> Check) {
     check(recording).unwrap_or_else(|why| panic!("{why}"));
-    for sync in recording.syncs() {
+    for &sync in syncs {
         let event = recording.event(sync);
         assert!(
             check(&recording.without_sync(sync)).is_err(),
@@ -160,6 +166,75 @@ fn fetching_survives_a_cut_after_every_change() {
             assert_eq!(World::picture(&incoming).len(), fetched.expected.len());
         }
     });
+}
+
+/// A delta of noise, which is as good as any other for who fetches it; in the repository its first
+/// `there` bytes are right.
+fn delta(world: &World, size: u64, there: u64) -> DeltaRef {
+    let bytes = noise(7, size as usize);
+    let digests = bytes.chunks(GRAIN as usize).map(|grain| Sha256Digest::of(grain).0);
+    let table = digests.collect::<Vec<_>>().concat();
+    let (id, from) = (Sha256Digest::of(&table), ReleaseDigest([1; 32]));
+    let delta = DeltaRef { from, id, size, head: size, groups: Vec::new() };
+    let wrong = vec![0; (size - there) as usize];
+    let file = [&table, &bytes[..there as usize], &wrong].concat();
+    std::fs::create_dir_all(world.file("deltas")).unwrap();
+    std::fs::write(world.file(&delta.path()), file).unwrap();
+    delta
+}
+
+#[test]
+fn what_came_of_a_delta_is_kept_behind_each_batch_and_when_the_rest_does_not_come() {
+    let batch = contents::BATCH_BYTES;
+    // (size, what the repository has right of it, how many of the syncs count): of a delta of one batch
+    // the last two, also when it breaks off; of a larger one those of the batch, after which its
+    // name is durable, and that of the end.
+    for (size, there, counting) in
+        [(3 * GRAIN, 3 * GRAIN, 2), (3 * GRAIN, GRAIN, 2), (batch + GRAIN, batch + GRAIN, 3)]
+    {
+        let world = World::new();
+        let (delta, sources) = (delta(&world, size, there), world.sources());
+        let folder = crash::scratch();
+        let incoming = Dir::open(folder.path()).unwrap();
+        let fetch = |incoming: &Dir| {
+            let mut file = DeltaFile::open(incoming, &delta).map_err(|error| error.to_string())?;
+            file.fetch(std::slice::from_ref(&(0..size)), &sources, &Silent, &Cancel::new())
+                .map_err(|error| error.to_string())
+        };
+        let (recording, result) = crash::record(folder.path(), || fetch(&incoming));
+        assert_eq!(result.is_ok(), there == size, "{result:?}");
+        // By what is right, as the next run sees it.
+        let missing = |image: &Image| {
+            let (_folder, incoming) = laid_out(image);
+            DeltaFile::open(&incoming, &delta).unwrap().missing(std::slice::from_ref(&(0..size)))
+        };
+        these_syncs_count(&recording, &recording.syncs()[..counting], |recording| {
+            for at in recording.syncs() {
+                if matches!(recording.event(at), Event::SyncDirectory(_)) {
+                    let durable = missing(&recording.image(at + 1, Survival::SyncedOnly));
+                    let written = missing(&recording.image(at + 1, Survival::Everything));
+                    if durable > written {
+                        return Err(format!(
+                            "{durable} bytes are missing after {at}, not {written}"
+                        ));
+                    }
+                }
+            }
+            Ok(())
+        });
+        let left = missing(&recording.image(recording.len(), Survival::SyncedOnly));
+        assert_eq!(left, size - there);
+        // From any state the next run goes on.
+        self::delta(&world, size, size);
+        let mut number = 0;
+        recording.each_state(1, |cut, survival, image| {
+            number += 1;
+            if number % 61 == 0 {
+                let (_folder, incoming) = laid_out(image);
+                fetch(&incoming).unwrap_or_else(|why| panic!("{why}, {cut} with {survival:?}"));
+            }
+        });
+    }
 }
 
 #[test]
