@@ -9,7 +9,7 @@
 //!
 //! Nothing reads a copy but a repair, and that only where the record itself is damaged or
 //! gone. A copy that a power cut left old, torn or missing is written again by the next
-//! command that changes the device ([`align`], of its sweep).
+//! command that changes the device (`align`, of its sweep).
 
 use std::path::PathBuf;
 
