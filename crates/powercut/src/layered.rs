@@ -237,6 +237,8 @@ impl Layered {
             About::Strip if !self.is_aim(latest) => {
                 if running.report.off.is_empty() {
                     let off = vec![layer_name(GAMES)?];
+                    // From here on it may be on the disk, also when it is asked for once more.
+                    mark("asking".to_owned());
                     strip::off_once(device, writer, &latest.name, off, &context).map_err(words)?;
                     mark("asked".to_owned());
                 } else {
@@ -306,7 +308,7 @@ impl Layered {
         if changed && !self.is_aim(&latest.record) {
             findings.push(format!("{} was promoted, and is not the latest", self.name));
         }
-        let last = before.marks.iter().rfind(|mark| ["asked", "probed"].contains(&mark.as_str()));
+        let last = before.marks.iter().rfind(|mark| ["asking", "probed"].contains(&mark.as_str()));
         if last.is_some_and(|mark| mark == "probed") && !changed {
             let probe = strip::read_probe(store).map_err(words)?;
             if probe.is_some_and(|probe| probe.tries > 0) {

@@ -21,6 +21,8 @@ use crate::scenario::Site;
 /// How many files of his own he has in /etc.
 const FILES: usize = 8;
 const SETTINGS: &str = "/etc/settings";
+/// Shared by all systems.
+const WORK: &str = "/home/work";
 /// The line of the settings that he changes.
 const MINE: &str = "option 25 = ";
 
@@ -56,7 +58,10 @@ pub(crate) fn writes(
         plain_file(&path, text(generation, number).as_bytes())?;
     }
     plain_file(&running.path(SETTINGS), settings(release, Some(generation)).as_bytes())?;
-    plain_file(&running.path("/home/work"), text("work", 3).as_bytes())?;
+    // Once: whoever writes over a file without care may find it torn, whatever system runs.
+    if !running.path(WORK).exists() {
+        plain_file(&running.path(WORK), text("work", 3).as_bytes())?;
+    }
     durable::sync_file_system(&Dir::open(&site.disk).map_err(words)?).map_err(words)
 }
 
@@ -69,7 +74,7 @@ pub(crate) fn generation(running: &Running, release: &str) -> Result<Option<&'st
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(format!("the user's file {path}: {error}")),
     };
-    if read("/home/work")?.unwrap_or_default() != text("work", 3).as_bytes() {
+    if read(WORK)?.unwrap_or_default() != text("work", 3).as_bytes() {
         return Err("the user's file in /home is not what it was".to_owned());
     }
     let mine = (0..FILES).map(|number| read(&format!("/etc/user-{number}")));

@@ -31,9 +31,9 @@ use crate::lossy::{LossyDisk, Lost};
 const WRITES: Duration = Duration::from_secs(4);
 /// What the kernel says when the initramfs begins.
 const INITRAMFS: &str = "Run /init as init process";
-/// How likely the power fails again before the machine is up: such a cut takes a third of the
-/// time of one after a login, and the recovery from a cut is what must bear a cut.
-const AGAIN: f64 = 0.6;
+/// How likely the power fails again before the machine is up: such a cut takes a fifth of the time of
+/// one after a login, and the recovery from a cut is what must bear a cut.
+const AGAIN: f64 = 0.7;
 
 /// While a machine does what?
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
