@@ -107,10 +107,14 @@ const MOST: usize = 60;
 /// The longest record that every kernel takes at `/dev/kmsg`, less its head, in bytes.
 const RECORD: usize = 900;
 
+/// What stands for a character that could act on a terminal, or end a line.
+fn plain(c: char) -> char {
+    if c.is_control() { ' ' } else { c }
+}
+
 /// A sentence as a console and the report may have it: one line, of bounded length, nothing
 /// in it that acts on a terminal. A name or a line of a file on a damaged disk may be quoted.
 pub fn sentence(text: &str) -> String {
-    let plain = |c: char| if c.is_control() { ' ' } else { c };
     let mut line: String = text.trim_end().chars().map(plain).take(LONGEST + 1).collect();
     if let Some((at, _)) = line.char_indices().nth(LONGEST) {
         line.truncate(at);
@@ -137,7 +141,7 @@ pub fn log_records(line: &str) -> Vec<String> {
             records.push(String::new());
         }
         let last = records.last_mut().expect("there is one");
-        last.push(if c.is_control() { ' ' } else { c });
+        last.push(plain(c));
     }
     records
 }
